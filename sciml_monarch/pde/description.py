@@ -1,0 +1,65 @@
+"""What a data set's numbers mean: travels with every batch source and inside every checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sciml_monarch.errors import InputError
+
+Attribute = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class Description:
+    """Fields, units and grid of the data that a network is trained on.
+
+    Attributes:
+        fields: Name of each predicted channel, for example ``("vorticity",)``.
+        units: Unit of each predicted channel, ``"1"`` where unknown or dimensionless.
+        grid: Points per axis.
+        lengths: Domain length per axis, in metres or dimensionless; points lie on ``[0, L)``.
+        dt: Time between two frames in seconds; 0 for data without time.
+        n_history: Frames that a network sees.
+        n_steps: Frames that it was trained to predict by roll-out.
+        attributes: Physical parameters of the data set (viscosity, seed, ...).
+    """
+
+    fields: tuple[str, ...]
+    units: tuple[str, ...]
+    grid: tuple[int, ...]
+    lengths: tuple[float, ...]
+    dt: float
+    n_history: int
+    n_steps: int
+    attributes: dict[str, Attribute] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.fields) != len(self.units):
+            raise InputError(f"{len(self.fields)} fields {self.fields} but {len(self.units)} units {self.units}")
+        if len(self.grid) != len(self.lengths):
+            raise InputError(f"a grid of {len(self.grid)} axes but {len(self.lengths)} lengths {self.lengths}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON values, as stored in checkpoints."""
+        return asdict(self) | {name: list(getattr(self, name)) for name in ("fields", "units", "grid", "lengths")}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Description":
+        """Inverse of :meth:`to_dict`.
+
+        Raises:
+            InputError: A key is missing or unknown.
+        """
+        try:
+            return cls(
+                fields=tuple(values["fields"]),
+                units=tuple(values["units"]),
+                grid=tuple(values["grid"]),
+                lengths=tuple(values["lengths"]),
+                dt=float(values["dt"]),
+                n_history=int(values["n_history"]),
+                n_steps=int(values["n_steps"]),
+                attributes=dict(values["attributes"]),
+            )
+        except KeyError as error:
+            raise InputError(f"the description of the training data lacks {error}") from None
