@@ -1,0 +1,212 @@
+"""Spectral convolution with learned Monarch transforms, in real arithmetic and thin matrix products.
+
+A Fourier layer (Li et al., ICLR 2021, eq. 5) is transform, mixing of channels per mode, inverse transform. Only a
+few modes are kept, so each transform is a thin matrix: rows (columns) of a Monarch matrix that starts as the DFT.
+It is multiplied out once per optimiser step (:meth:`MonarchSpectralConv.prepare`) and applied as a matrix product
+that never computes a mode which is then dropped. Complex numbers are pairs of real planes throughout, so the layer
+compiles whole, exports, and runs in half precision.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from sciml_monarch.errors import InputError
+from sciml_monarch.monarch import MonarchTransform
+from sciml_monarch.pde.resample import resampling_matrix
+
+
+def kept_frequencies(n_modes: tuple[int, ...]) -> list[Tensor]:
+    """Frequencies that a spectral convolution keeps on each axis, in the order of its weights.
+
+    Counted as neuraloperator counts them: ``m`` frequencies around zero on each axis, ascending, but ``m//2 + 1``
+    from zero up on the last, whose other half follows from the field being real.
+
+    Args:
+        n_modes: Modes per axis.
+
+    Returns:
+        Integer tensors, one an axis.
+    """
+    leading = [torch.arange(-(m // 2), m - m // 2) for m in n_modes[:-1]]
+    return [*leading, torch.arange(n_modes[-1] // 2 + 1)]
+
+
+def analysis_real(re: Tensor, im: Tensor) -> Tensor:
+    """Planes ``(K, n)`` of the thin analysis matrix of a real axis as one matrix ``(2 K, n)``: rows (plane, mode)."""
+    return torch.cat([re, im])
+
+
+def analysis_complex(re: Tensor, im: Tensor) -> Tensor:
+    """Planes ``(m, n)`` of a thin analysis matrix as one ``(2 m, 2 n)``: rows (plane, mode), columns (point, plane)."""
+    return torch.stack([torch.stack([re, -im], -1), torch.stack([im, re], -1)]).flatten(0, 1).flatten(1)
+
+
+def synthesis_complex(re: Tensor, im: Tensor) -> Tensor:
+    """Planes ``(n, m)`` of a thin synthesis matrix as one ``(2 n, 2 m)``: rows (point, plane), columns (plane, mode).
+
+    The inverse arrangement of :func:`analysis_complex`.
+    """
+    return torch.stack([torch.cat([re, -im], 1), torch.cat([im, re], 1)], 1).flatten(0, 1)
+
+
+def synthesis_real(re: Tensor, im: Tensor, multiplicity: Tensor) -> Tensor:
+    """Planes ``(n, K)`` of a thin synthesis matrix as the ``(n, 2 K)`` that gives the real part of the sum.
+
+    Args:
+        re: Real plane.
+        im: Imaginary plane.
+        multiplicity: ``(K,)``; 1 for frequencies that are their own conjugate (DC, Nyquist), 2 for the others.
+    """
+    return torch.cat([re * multiplicity, -im * multiplicity], 1)
+
+
+def mixing_real(weight: Tensor) -> Tensor:
+    """Mode weights ``(i, o, *modes, 2)`` as real matrices ``(F, 2 i, 2 o)`` for a batched product over the modes."""
+    re, im = weight.flatten(2, -2).unbind(-1)  # (i, o, F) each
+    rows = torch.stack([torch.stack([re, im], -1), torch.stack([-im, re], -1)], 1)  # (i, 2, o, F, 2)
+    return rows.permute(3, 0, 1, 2, 4).flatten(3).flatten(1, 2)
+
+
+def spectral_conv(x: Tensor, analysis: Sequence[Tensor], mixing: Tensor, synthesis: Sequence[Tensor]) -> Tensor:
+    """Applies the three stages of a spectral convolution.
+
+    Args:
+        x: Real fields ``(b, i, *grid)``.
+        analysis: Per axis: :func:`analysis_complex` of the leading axes, :func:`analysis_real` of the last.
+        mixing: ``(F, 2 i, 2 o)`` of :func:`mixing_real`; ``F`` kept modes.
+        synthesis: Per axis: :func:`synthesis_complex` of the leading axes, :func:`synthesis_real` of the last.
+
+    Returns:
+        ``(b, o, *grid)``, on the grid that ``synthesis`` leads to.
+    """
+    b, i = x.shape[:2]
+    o = mixing.shape[2] // 2
+    z = linear(x, analysis[-1])  # (b, i, *leading, 2 K)
+    done = analysis[-1].shape[0] // 2  # modes of the axes already transformed, flattened
+    for matrix in reversed(analysis[:-1]):
+        z = torch.einsum("mn,xnk->xmk", matrix, z.reshape(-1, matrix.shape[1], done))  # (.., 2 m, k)
+        done *= matrix.shape[0] // 2
+    z = z.reshape(b, i, 2, done).permute(3, 0, 1, 2).reshape(done, b, 2 * i)
+    z = torch.bmm(z, mixing)  # (F, b, 2 o)
+    z = z.reshape(done, b, o, 2).permute(1, 2, 3, 0)
+    for matrix in synthesis[:-1]:
+        done //= matrix.shape[1] // 2
+        z = torch.einsum("nm,xmk->xnk", matrix, z.reshape(-1, matrix.shape[1], done))  # (.., 2 n, k)
+    leading = [matrix.shape[0] // 2 for matrix in synthesis[:-1]]
+    return linear(z.reshape(b, o, *leading, synthesis[-1].shape[1]), synthesis[-1])
+
+
+def _planes(planes: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
+    real, imaginary = planes
+    return real, torch.zeros_like(real) if imaginary is None else imaginary
+
+
+class MonarchSpectralConv(nn.Module):
+    """Spectral convolution whose transforms are learned Monarch matrices that start as the truncated DFT.
+
+    Each axis has an analysis and a synthesis transform of its own. On the grid that it is built for and with the
+    transforms frozen it equals neuraloperator's ``SpectralConv`` with the same weights. On another grid the field
+    is resampled within its band before the analysis and after the synthesis, both multiplied into the thin
+    matrices: exact for modes below both Nyquist frequencies.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        n_modes: Frequencies kept per axis; of the last axis' ``m``, ``m//2 + 1`` are stored.
+        grid: Points per axis of the grid to train on.
+        learn_transforms: Whether the transforms learn, or stay the DFT.
+        bias: Whether to add a bias per channel.
+
+    Raises:
+        InputError: An axis keeps more modes than it has points.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        n_modes: Sequence[int],
+        grid: Sequence[int],
+        learn_transforms: bool = True,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.multiplicity: Tensor
+        self.n_modes, self.grid = tuple(n_modes), tuple(grid)
+        if len(self.n_modes) != len(self.grid):
+            raise InputError(f"n_modes {self.n_modes} and grid {self.grid} must have one entry an axis each")
+        for axis, (m, n) in enumerate(zip(self.n_modes, self.grid, strict=True)):
+            if not 1 <= m <= n:
+                raise InputError(
+                    f"axis {axis} keeps {m} modes of a grid of {n} points; n_modes must lie between 1 and {n}"
+                )
+        frequencies = kept_frequencies(self.n_modes)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.analysis: Sequence[MonarchTransform] = nn.ModuleList(  # type: ignore[assignment]
+            MonarchTransform(n, learnable=learn_transforms) for n in self.grid
+        )
+        self.synthesis: Sequence[MonarchTransform] = nn.ModuleList(  # type: ignore[assignment]
+            MonarchTransform(n, inverse=True, learnable=learn_transforms) for n in self.grid
+        )
+        std = (2 / (in_channels + out_channels)) ** 0.5  # of a complex weight, as in neuraloperator
+        shape = (in_channels, out_channels, *map(len, frequencies), 2)
+        self.weight = nn.Parameter(torch.randn(shape) * (std / 2**0.5))
+        self.bias = nn.Parameter(torch.randn(out_channels, *(1,) * len(self.grid)) * std) if bias else None
+        for axis, (f, n) in enumerate(zip(frequencies, self.grid, strict=True)):
+            self.register_buffer(f"index{axis}", f % n, persistent=False)
+        last = frequencies[-1]
+        own_conjugate = (last == 0) | (2 * last == self.grid[-1])
+        self.register_buffer("multiplicity", torch.where(own_conjugate, 1.0, 2.0), persistent=False)
+
+    def prepare(self, grid: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+        """Multiplies the transforms out to the thin real matrices of one grid.
+
+        Args:
+            grid: Points per axis; by default those it was built for.
+
+        Returns:
+            ``d`` analysis matrices, the mixing matrices, ``d`` synthesis matrices; see :func:`spectral_conv`.
+        """
+        grid = self.grid if grid is None else tuple(grid)
+        if len(grid) != len(self.grid):
+            raise InputError(f"a network for fields of {len(self.grid)} axes cannot take a grid {grid}")
+        analysis, synthesis = [], []
+        for axis, (n, n_new) in enumerate(zip(self.grid, grid, strict=True)):
+            index: Tensor = getattr(self, f"index{axis}")
+            thin = _planes(self.analysis[axis].thin_planes(index))  # (m, n) each
+            columns = _planes(self.synthesis[axis].thin_columns_planes(index))  # (n, m) each
+            if n_new != n:
+                down, up = (resampling_matrix(*sizes).to(columns[0]) for sizes in ((n, n_new), (n_new, n)))
+                thin = thin[0] @ down, thin[1] @ down
+                columns = up @ columns[0], up @ columns[1]
+            if axis < len(grid) - 1:
+                analysis.append(analysis_complex(*thin))
+                synthesis.append(synthesis_complex(*columns))
+            else:
+                analysis.append(analysis_real(*thin))
+                synthesis.append(synthesis_real(*columns, self.multiplicity))
+        return (*analysis, mixing_real(self.weight), *synthesis)
+
+    def forward(self, x: Tensor, prepared: tuple[Tensor, ...] | None = None) -> Tensor:
+        """Applies the layer.
+
+        Args:
+            x: Real fields ``(b, in_channels, *grid)``.
+            prepared: Matrices of :meth:`prepare` for this grid; computed here if ``None``.
+
+        Returns:
+            ``(b, out_channels, *grid)``.
+        """
+        matrices = self.prepare(x.shape[2:]) if prepared is None else prepared
+        # the matrices are float32 even in a network that was converted to half precision
+        matrices = tuple(matrix.to(x.dtype) for matrix in matrices)
+        d = len(self.grid)
+        y = spectral_conv(x, matrices[:d], matrices[d], matrices[d + 1 :])
+        return y if self.bias is None else y + self.bias
+
+    def extra_repr(self) -> str:
+        """Sizes for ``print``."""
+        return f"{self.in_channels}, {self.out_channels}, n_modes={self.n_modes}, grid={self.grid}"

@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+
+from sciml_monarch import InputError, load, save
+from sciml_monarch.pde import FNO, Description, MonarchFNO, Surrogate, UNet
+
+DESCRIPTION = Description(
+    fields=("vorticity",),
+    units=("1/s",),
+    grid=(16, 16),
+    lengths=(1.0, 1.0),
+    dt=1.0,
+    n_history=2,
+    n_steps=3,
+    attributes={"viscosity": 1e-3, "solver": "ifrk4"},
+)
+
+
+def make(net):
+    surrogate = Surrogate(net, DESCRIPTION)
+    surrogate.set_normalization(torch.tensor([0.5]), torch.tensor([2.0]), torch.tensor([0.5]), torch.tensor([2.0]))
+    return surrogate.eval()
+
+
+NETS = {
+    "FNO": lambda: FNO(2, 1, 4, (4, 4), n_layers=2),
+    "MonarchFNO": lambda: MonarchFNO(2, 1, 4, (4, 4), (16, 16), n_layers=2),
+    "UNet": lambda: UNet(2, 1, width=4),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_saved_network_comes_back_whole(name, tmp_path):
+    surrogate = make(NETS[name]())
+    save(surrogate, tmp_path / "net", results="relative L2 0.1")
+    again = load(tmp_path / "net")
+    history = torch.randn(2, 2, 1, 16, 16)
+    torch.testing.assert_close(again(history), surrogate(history), rtol=0, atol=0)
+    assert again.description == DESCRIPTION
+    assert type(again.net).__name__ == name
+    assert not again.training
+    card = (tmp_path / "net/README.md").read_text()
+    assert "relative L2 0.1" in card
+    assert "| viscosity | 0.001 |" in card
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path):
+    save(make(NETS["MonarchFNO"]()), tmp_path / "net")
+    with pytest.raises(InputError, match="no such checkpoint"):
+        load(tmp_path / "absent.ckpt")
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    with pytest.raises(InputError, match=r"text\.ckpt: not a checkpoint"):
+        load(tmp_path / "text.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(InputError, match=r"foreign\.ckpt: a checkpoint of another program"):
+        load(tmp_path / "foreign.ckpt")
+    weights = (tmp_path / "net/model.safetensors").read_bytes()
+    (tmp_path / "net/model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match=r"model\.safetensors: not a safetensors file"):
+        load(tmp_path / "net")
+    (tmp_path / "net/model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"lacks model\.safetensors"):
+        load(tmp_path / "net")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"net": "PerpetualFNO"}, "PerpetualFNO"),
+        ({"net": "rollout"}, "does not know"),
+        ({"format": 99}, "format 99"),
+        ({"arguments": {"n_mods": 3}}, "n_mods"),
+        (
+            {
+                "arguments": {
+                    "in_channels": 2,
+                    "out_channels": 1,
+                    "width": 6,
+                    "n_modes": [4, 4],
+                    "grid": [16, 16],
+                }
+            },
+            "weights do not fit",
+        ),
+    ],
+)
+def test_configuration_that_does_not_fit_is_refused(change, message, tmp_path):
+    save(make(NETS["MonarchFNO"]()), tmp_path / "net")
+    file = tmp_path / "net/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(InputError, match=message):
+        load(tmp_path / "net")
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    first = make(NETS["MonarchFNO"]())
+    save(first, tmp_path / "net")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "net").iterdir()}
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(InputError, match="no space left"):
+        save(make(NETS["MonarchFNO"]()), tmp_path / "net")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "net").iterdir()} == before
