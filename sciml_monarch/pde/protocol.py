@@ -1,0 +1,191 @@
+"""What is asked of networks that are compared, and the checks that they and the data fit each other.
+
+Frames are counted within a trajectory: the networks know those before ``first``, whatever the length of their
+history, and predict from there on, so that networks of different histories are asked for the same frames.
+"""
+
+import math
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from sciml_monarch.errors import InputError
+from sciml_monarch.pde.description import Description
+from sciml_monarch.pde.readers import Trajectories, open_trajectories
+from sciml_monarch.pde.surrogate import Surrogate
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What every network is asked: the same frames of the same trajectories on the same grid.
+
+    Attributes:
+        indices: Test trajectories.
+        first: First predicted frame.
+        n_steps: Frames that errors are taken over.
+        n_known: Predicted frames that the data knows, at least ``n_steps``.
+        n_free: Frames of the free roll-out, at least ``n_known``.
+        stride: Every ``stride``-th point of the data is used.
+        grid: Points per axis that are left.
+        lengths: Domain length per axis.
+        times: Time of each predicted frame in the data's own clock, seconds; ``n_known`` values.
+        dt: Time between frames in seconds.
+    """
+
+    indices: range
+    first: int
+    n_steps: int
+    n_known: int
+    n_free: int
+    stride: int
+    grid: tuple[int, ...]
+    lengths: tuple[float, ...]
+    times: tuple[float, ...]
+    dt: float
+
+
+def make_protocol(
+    networks: Mapping[Path, Surrogate],
+    data: Trajectories,
+    n_test: int,
+    n_steps: int | None = None,
+    n_horizons: int = 3,
+    resolution: int | None = None,
+) -> Protocol:
+    """Settles what all networks are asked, or says why they cannot be compared on this data.
+
+    Args:
+        networks: Checkpoint to network, at least one.
+        data: The trajectories.
+        n_test: The last ``n_test`` trajectories are the test.
+        n_steps: Frames that errors are taken over; by default the roll-out that the networks were trained
+            for.
+        n_horizons: Length of the free roll-out in trained roll-outs.
+        resolution: Points on the first axis; by default the grid that the networks were trained on.
+
+    Raises:
+        InputError: Fields, time step, grid or number of frames of data and networks do not fit each other.
+    """
+    for path, network in networks.items():
+        check_rolls_out(path, network)
+        check_fields(path, network.description, data)
+        check_time_step(path, network.description.dt, data.path, data.times)
+    for name, value in (("n_test", n_test), ("n_steps", n_steps), ("n_horizons", n_horizons)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; it must be at least 1")
+    if n_test > data.n_trajectories:
+        raise InputError(f"n_test is {n_test}, but {data.path} has {data.n_trajectories} trajectories")
+    descriptions = [network.description for network in networks.values()]
+    trained = {d.n_steps for d in descriptions}
+    if n_steps is None and len(trained) > 1:
+        raise InputError(f"the networks were trained on roll-outs of {sorted(trained)} steps; give n_steps")
+    scored = n_steps or max(trained)
+    first = max(d.n_history for d in descriptions)
+    if first + scored > data.n_times:
+        raise InputError(
+            f"{data.path}: {data.n_times} times are too few for {first} known and {scored} predicted frames "
+            f"({first + scored}); give a smaller n_steps or longer trajectories"
+        )
+    free = max(scored, n_horizons * max(trained))
+    known = min(free, data.n_times - first)
+    stride = _stride(networks, data, resolution)
+    return Protocol(
+        indices=range(data.n_trajectories - n_test, data.n_trajectories),
+        first=first,
+        n_steps=scored,
+        n_known=known,
+        n_free=free,
+        stride=stride,
+        grid=tuple(n // stride for n in data.grid),
+        lengths=data.lengths,
+        times=data.times[first : first + known],
+        dt=descriptions[0].dt,
+    )
+
+
+def open_fields(path: Path, wanted: Set[tuple[str, ...]]) -> Trajectories:
+    """Opens trajectories; of a file with several fields only the one that all networks predict, if it is one.
+
+    Args:
+        path: File or folder.
+        wanted: The fields of each network.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    data = open_trajectories(path)
+    first = next(iter(wanted))
+    if len(wanted) == 1 and len(first) == 1 and len(data.fields) > 1 and first[0] in data.fields:
+        data.close()
+        return open_trajectories(path, first[0])
+    return data
+
+
+def check_time_step(path: Path, dt: float, source: Path, times: Sequence[float]) -> None:
+    """Refuses data whose frames are not as far apart as those that a network was trained on.
+
+    Args:
+        path: Checkpoint, for the message.
+        dt: Its time between frames in seconds.
+        source: File of the data, for the message.
+        times: Times of the data in seconds.
+
+    Raises:
+        InputError: A step differs from ``dt`` by more than 0.1 %.
+    """
+    steps = [b - a for a, b in pairwise(times)]
+    wrong = [step for step in steps if not math.isclose(step, dt, rel_tol=1e-3)]
+    if wrong:
+        raise InputError(f"{path}: trained on frames {dt:g} s apart, but those of {source} are {wrong[0]:g} s apart")
+
+
+def check_fields(path: Path, description: Description, data: Trajectories) -> None:
+    """Refuses data of other fields, or of another number of dimensions, than a network was trained on.
+
+    Args:
+        path: Checkpoint, for the message.
+        description: What it was trained on.
+        data: The trajectories.
+
+    Raises:
+        InputError: They differ; the message names both.
+    """
+    if data.fields != description.fields:
+        raise InputError(
+            f"{path}: trained on the fields {list(description.fields)}, but {data.path} holds {list(data.fields)}"
+        )
+    if len(data.grid) != len(description.grid):
+        raise InputError(f"{path}: trained on the grid {description.grid}, but {data.path} has {data.grid}")
+
+
+def check_rolls_out(path: Path, network: Surrogate) -> None:
+    """Refuses a network that cannot take its own output as input.
+
+    Args:
+        path: Checkpoint, for the message.
+        network: The network.
+
+    Raises:
+        InputError: It maps one field to another, without time.
+    """
+    description = network.description
+    if network.net.in_channels != description.n_history * len(description.fields) or description.dt <= 0:
+        raise InputError(f"{path}: maps one field to another, without time; it cannot be rolled out")
+
+
+def _stride(networks: Mapping[Path, Surrogate], data: Trajectories, resolution: int | None) -> int:
+    grids = {network.description.grid: path for path, network in networks.items()}
+    if resolution is None and len(grids) > 1:
+        listed = ", ".join(f"{path}: {grid}" for grid, path in grids.items())
+        raise InputError(f"the networks were trained on different grids ({listed}); give resolution")
+    wanted, path = next(iter(grids.items()))
+    points = wanted[0] if resolution is None else resolution
+    stride = data.grid[0] // points if points > 0 else 0
+    divides = stride >= 1 and points * stride == data.grid[0] and not any(n % stride for n in data.grid)
+    if divides and (resolution is not None or tuple(n // stride for n in data.grid) == wanted):
+        return stride
+    asked = f"{path}: trained on the grid {wanted}, which" if resolution is None else f"resolution {resolution}"
+    raise InputError(
+        f"{asked} is not every n-th point of the grid {data.grid} of {data.path}; give a resolution that divides it"
+    )
