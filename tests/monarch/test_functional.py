@@ -67,8 +67,7 @@ def test_adjoint_identity(f, complex_input):
 def test_rows_and_columns_are_those_of_the_dense_matrix(f, data):
     dense = to_dense(f)
     rows, columns = (
-        torch.tensor(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=6)))
-        for size in dense.shape
+        torch.tensor(data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=6))) for size in dense.shape
     )
     torch.testing.assert_close(select_rows(f, rows), dense[rows], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(select_columns(f, columns), dense[:, columns], rtol=1e-12, atol=1e-12)

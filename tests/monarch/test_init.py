@@ -63,9 +63,7 @@ def test_hadamard_against_scipy():
     assert init.hadamard(16).permutation_in is None
 
 
-@pytest.mark.parametrize(
-    ("n", "size"), [(512, 8), (64, 8), (12, 6), (35, 7), (10, 5), (9, 3), (22, 2), (4, 4)]
-)
+@pytest.mark.parametrize(("n", "size"), [(512, 8), (64, 8), (12, 6), (35, 7), (10, 5), (9, 3), (22, 2), (4, 4)])
 def test_block_dct_against_scipy(n, size):
     block = scipy.fft.dct(np.eye(size), norm="ortho", axis=0)
     expected = np.kron(np.eye(n // size), block)
@@ -100,9 +98,7 @@ def test_identity_of_any_blocks():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
-@pytest.mark.parametrize(
-    ("m", "n", "blocks", "rank"), [(128, 96, 4, None), (96, 240, (8, 3), 2), (64, 64, None, None)]
-)
+@pytest.mark.parametrize(("m", "n", "blocks", "rank"), [(128, 96, 4, None), (96, 240, (8, 3), 2), (64, 64, None, None)])
 def test_random_has_the_variance_asked_for(m, n, blocks, rank, dtype):
     generator = torch.Generator().manual_seed(0)
     x = 3 * randn(50, n, dtype=dtype)

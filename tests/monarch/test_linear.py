@@ -43,9 +43,7 @@ def test_from_linear_is_the_nearest_matrix_and_keeps_what_is_frozen():
     assert not layer.to_linear().weight.requires_grad
 
 
-@pytest.mark.parametrize(
-    ("n_in", "n_out", "blocks"), [(256, 256, 4), (250, 130, 4), (64, 256, (4, 8)), (9, 128, 4)]
-)
+@pytest.mark.parametrize(("n_in", "n_out", "blocks"), [(256, 256, 4), (250, 130, 4), (64, 256, (4, 8)), (9, 128, 4)])
 def test_fresh_outputs_have_the_variance_of_nn_linear(n_in, n_out, blocks):
     torch.manual_seed(0)
     x = randn(64, n_in, dtype=torch.float32)
@@ -105,9 +103,7 @@ def test_state_dict_round_trip():
     assert torch.equal(first(x), second(x))
 
 
-@pytest.mark.skipif(
-    shutil.which("g++") is None, reason="needs a C++ compiler, as torch.compile does on a CPU"
-)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler, as torch.compile does on a CPU")
 @pytest.mark.slow
 def test_compiles_whole():
     torch.compiler.reset()

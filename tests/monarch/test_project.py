@@ -79,9 +79,7 @@ def test_never_beaten_by_gradient_descent_from_20_starts(case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64, torch.complex128], ids=str)
-@pytest.mark.parametrize(
-    ("m", "n", "blocks"), [(24, 24, 4), (24, 36, (3, 4)), (40, 12, (6, 5)), (7, 13, None)]
-)
+@pytest.mark.parametrize(("m", "n", "blocks"), [(24, 24, 4), (24, 36, (3, 4)), (40, 12, (6, 5)), (7, 13, None)])
 def test_full_rank_gives_back_any_matrix(m, n, blocks, dtype):
     matrix = randn(m, n, dtype=dtype)
     k, l = blocks if isinstance(blocks, tuple) else (4, 4) if blocks else (13, 1)

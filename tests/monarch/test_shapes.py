@@ -19,9 +19,7 @@ def test_default_blocks_of_a_square_matrix_multiply_to_its_size():
 
 
 def test_blocks_that_do_not_divide_are_named_with_the_mend():
-    with pytest.raises(
-        ValueError, match=r"5 blocks do not divide 12 columns; choose one of \[1, 2, 3, 4, 6, 12\]"
-    ):
+    with pytest.raises(ValueError, match=r"5 blocks do not divide 12 columns; choose one of \[1, 2, 3, 4, 6, 12\]"):
         block_counts(10, 12, 5)
     with pytest.raises(ValueError, match="3 blocks do not divide 10 rows"):
         block_counts(10, 12, (4, 3))

@@ -44,15 +44,11 @@ def test_other_kinds_equal_scipy(inverse):
     expected = {
         "dct": (
             24,
-            scipy.fft.idct(eye, norm="ortho", axis=0)
-            if inverse
-            else scipy.fft.dct(eye, norm="ortho", axis=0),
+            scipy.fft.idct(eye, norm="ortho", axis=0) if inverse else scipy.fft.dct(eye, norm="ortho", axis=0),
         ),
         "dst": (
             24,
-            scipy.fft.idst(eye, norm="ortho", axis=0)
-            if inverse
-            else scipy.fft.dst(eye, norm="ortho", axis=0),
+            scipy.fft.idst(eye, norm="ortho", axis=0) if inverse else scipy.fft.dst(eye, norm="ortho", axis=0),
         ),
         "hadamard": (32, scipy.linalg.hadamard(32) / 32**0.5),
     }
@@ -182,9 +178,7 @@ def test_gradients_through_thin_are_those_of_the_dense_matrix():
         (lambda: transform.thin(index) @ x, lambda: (transform.to_dense() @ x)[index]),
         (lambda: transform.thin_columns(index) @ x[:5], lambda: transform.to_dense()[:, index] @ x[:5]),
     ):
-        grads = [
-            torch.autograd.grad(f().abs().pow(3).sum(), list(transform.parameters())) for f in (thin, dense)
-        ]
+        grads = [torch.autograd.grad(f().abs().pow(3).sum(), list(transform.parameters())) for f in (thin, dense)]
         torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-12)
 
 

@@ -1,0 +1,223 @@
+"""The program ``sciml-monarch <job>``: one typed function a job, its signature is the options, its docstring the help.
+
+A mistake of the user's ends in one line on standard error and exit status 2.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sciml_monarch.errors import InputError
+
+JOBS = {
+    "simulate": "make a Navier-Stokes data set",
+    "train": "train a network from a YAML configuration",
+    "evaluate": "compare trained networks on unseen trajectories",
+    "predict": "roll a trained network out from a file",
+    "demo": "simulate, train, evaluate and report on a small problem",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one job.
+
+    Args:
+        arguments: Command line without the program's name; by default ``sys.argv[1:]``.
+
+    Returns:
+        Exit status: 0, or 2 after a mistake of the user's, or 130 after an interruption.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(_usage())
+        return 0 if arguments else 2
+    job, rest = arguments[0], arguments[1:]
+    if job not in JOBS:
+        sys.stderr.write(f"sciml-monarch: there is no job {job!r}; jobs are {', '.join(JOBS)}\n")
+        return 2
+    previous = signal.signal(signal.SIGTERM, _interrupt)  # so that a job can stop in a state to resume from
+    try:
+        _run(job, rest)
+    except (InputError, OSError) as error:
+        sys.stderr.write(f"sciml-monarch {job}: {_one_line(error)}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"sciml-monarch {job}: interrupted\n")
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _usage() -> str:
+    width = max(map(len, JOBS))
+    jobs = "\n".join(f"  {name:{width}}  {text}" for name, text in JOBS.items())
+    return f"usage: sciml-monarch <job> [options]\n\njobs:\n{jobs}\n\n`sciml-monarch <job> --help` shows its options.\n"
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
+def _run(job: str, arguments: list[str]) -> None:
+    if job == "simulate":
+        from sciml_monarch.pde.simulate import simulate
+
+        call(simulate, arguments)
+    elif job == "train":
+        train(arguments)
+    elif job == "evaluate":
+        from sciml_monarch.pde.evaluate import evaluate
+
+        call(evaluate, arguments, "checkpoints", "+")
+    elif job == "predict":
+        from sciml_monarch.pde.predict import predict
+
+        call(predict, arguments, "checkpoint")
+    else:
+        from sciml_monarch.demo import demo
+
+        call(demo, arguments)
+
+
+def call(
+    function: Callable[..., Any],
+    arguments: list[str],
+    positional: str | None = None,
+    nargs: str | None = None,
+) -> Any:
+    """Calls a typed function with arguments from the command line.
+
+    Args:
+        function: Its parameters become options, its docstring their help. All but ``positional`` need defaults or
+            are required options.
+        arguments: Command line.
+        positional: Parameter of type path that is given without a name.
+        nargs: ``"+"`` where that parameter is a list.
+
+    Raises:
+        InputError: An option is unknown, missing or of the wrong type.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(prog=f"sciml-monarch {function.__name__}", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file with any of the options")
+    if positional:
+        parser.add_argument(positional, type=Path, nargs=nargs)
+    parser.add_function_arguments(function, skip={positional} if positional else None)
+    try:
+        config = parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise InputError(str(error)) from None
+    config.pop("config", None)
+    return function(**instantiate(parser, config).as_dict())
+
+
+def train(arguments: list[str]) -> None:
+    """Trains what a YAML configuration describes; ``--resume`` goes on where an earlier run stopped.
+
+    Args:
+        arguments: Command line, for example ``["--config", "configs/navier_stokes/fno.yaml", "--out", "runs/fno"]``.
+
+    Raises:
+        InputError: The configuration is wrong, or the run folder is taken.
+    """
+    import lightning as L
+    from jsonargparse import ArgumentError
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+    import sciml_monarch.pde.data
+    import sciml_monarch.pde.task  # noqa: F401  (its classes become names that a YAML can use)
+    from sciml_monarch.training import checkpointing, logging, open_folder, run
+
+    class SaveConfig(L.Callback):
+        """Writes what runs, with every default, once data and network are known to fit."""
+
+        def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if trainer.is_global_zero:
+                out = cli.config.out
+                out.mkdir(parents=True, exist_ok=True)
+                config = cli.config.clone()
+                del config["resume"], config["overwrite"], config["config"]
+                cli.parser.save(config, out / "config.yaml", overwrite=True, skip_validation=True)
+
+    class TrainCLI(LightningCLI):
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.add_argument("--out", type=Path, required=True, help="run folder")
+            parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUT")
+            parser.add_argument("--overwrite", action="store_true", help="delete an earlier run in OUT")
+            parser.add_argument(
+                "--monitor",
+                type=str | None,
+                default="val/relative_l2",
+                help="logged value whose smallest marks the best checkpoint; null where nothing is validated",
+            )
+            parser.set_defaults({"trainer.num_sanity_val_steps": 0})
+
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            try:
+                self.config = parser.parse_args(args)
+            except ArgumentError as error:
+                raise InputError(str(error)) from None
+
+        def before_instantiate_classes(self) -> None:
+            open_folder(self.config.out, self.config.resume, self.config.overwrite)
+
+        def instantiate_classes(self) -> None:
+            # as the parent's, which calls a method that jsonargparse 4.49 has renamed and warns of
+            self.config_init = instantiate(self.parser, self.config)
+            self.datamodule, self.model = self.config_init.data, self.config_init.model
+            self.trainer = self.instantiate_trainer()
+
+        def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+            out = self.config.out
+            self.trainer_defaults = {"callbacks": [SaveConfig(), *checkpointing(out, self.config.monitor)]}
+            return super().instantiate_trainer(default_root_dir=out, logger=logging(out), **kwargs)
+
+    cli = TrainCLI(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,  # checkpoints carry what sciml_monarch.load needs
+        parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": "sciml-monarch train"},
+        run=False,
+        args=_with_base(arguments),
+    )
+    run(cli.trainer, cli.model, cli.datamodule, cli.config.out, cli.config.resume)
+
+
+def instantiate(parser: Any, config: Any) -> Any:
+    """Builds the objects of a parsed configuration; a constructor's refusal comes out as it was raised."""
+    try:
+        return parser.instantiate(config)
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            cause = cause.__cause__ or cause.__context__
+        raise (InputError(str(error)) if cause is None else cause) from None
+
+
+def _with_base(arguments: list[str]) -> list[str]:
+    """Reads ``base.yaml``, from the folder of the first configuration or the one above, before it."""
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name in ("--config", "-c"):
+            file = Path(value or "".join(arguments[i + 1 : i + 2]))
+            for folder in (file.parent, file.parent.parent):
+                base = folder / "base.yaml"
+                if file.is_file() and base.is_file() and file.name != base.name:
+                    return [*arguments[:i], "--config", str(base), *arguments[i:]]
+    return arguments

@@ -1,0 +1,204 @@
+"""Training of an operator by roll-out, as a Lightning module."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+
+from sciml_monarch.errors import InputError
+from sciml_monarch.hub import CHECKPOINT_KEY, surrogate_config
+from sciml_monarch.pde.base import Operator
+from sciml_monarch.pde.data import PairData, TrajectoryData
+from sciml_monarch.pde.graph import GraphedLoss
+from sciml_monarch.pde.metrics import relative_l2, relative_l2_per_step
+from sciml_monarch.pde.surrogate import Surrogate
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Adam and its schedule.
+
+    Attributes:
+        learning_rate: Rate at the start.
+        weight_decay: L2 penalty of Adam, as in FNO's recipe; transform factors get none.
+        schedule: ``cosine`` falls to zero at the last step, ``step`` multiplies by ``step_factor`` every
+            ``step_epochs`` epochs, ``constant`` does neither.
+        step_epochs: Epochs between two reductions.
+        step_factor: Factor of a reduction.
+        transform_rate: Learning rate of the transform factors relative to the others.
+    """
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    step_epochs: int = 100
+    step_factor: float = 0.5
+    transform_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0 or self.weight_decay < 0 or self.transform_rate < 0:
+            raise InputError(
+                f"learning_rate {self.learning_rate} must be positive, weight_decay {self.weight_decay} and "
+                f"transform_rate {self.transform_rate} not negative"
+            )
+
+
+DEFAULT_OPTIMIZATION = Optimization()
+
+
+class RolloutLoss(nn.Module):
+    """Relative L2 error of each frame of a roll-out, averaged over frames and batch.
+
+    That is the loss of FNO's released training, divided by the number of frames; gradients pass through the
+    whole roll-out.
+    """
+
+    def __init__(self, surrogate: Surrogate) -> None:
+        super().__init__()
+        self.surrogate = surrogate
+
+    def forward(self, history: Tensor, target: Tensor) -> Tensor:
+        """Rolls out over the frames of ``target`` from ``history``; returns a scalar."""
+        prediction = self.surrogate.rollout(history, target.shape[1])
+        return relative_l2_per_step(prediction.float(), target).mean()
+
+
+class PDETask(L.LightningModule):
+    """Trains an operator to roll out trajectories, or to map one field to another.
+
+    The checkpoint carries the network's class and arguments, the normalisation and the description of the data;
+    :func:`sciml_monarch.load` needs nothing else.
+
+    Args:
+        net: The network.
+        optimization: Optimiser and schedule.
+        ema_decay: Decay per step of an exponential moving average of the weights, used in validation and saved as
+            the weights of the checkpoint; ``None`` for no averaging.
+        cuda_graph: Replay the loss and its gradient as one CUDA graph (one device, no gradient accumulation).
+        compile_net: Fuse the network's pointwise operations with ``torch.compile``; pays with ``cuda_graph`` and
+            costs a minute at the start. Not for ``FNO``, whose FFTs are complex.
+    """
+
+    def __init__(
+        self,
+        net: Operator,
+        optimization: Optimization = DEFAULT_OPTIMIZATION,
+        ema_decay: float | None = None,
+        cuda_graph: bool = False,
+        compile_net: bool = False,
+    ) -> None:
+        super().__init__()
+        if ema_decay is not None and not 0 < ema_decay < 1:
+            raise InputError(f"ema_decay is {ema_decay}; it must lie between 0 and 1")
+        self.surrogate = Surrogate(net)
+        self.optimization = optimization
+        self.ema_decay = ema_decay
+        self.cuda_graph = cuda_graph
+        self.compile_net = compile_net
+        # a plain attribute: the loss shares the surrogate's parameters, which are registered once
+        self._loss = GraphedLoss(RolloutLoss(self.surrogate)) if cuda_graph else None
+
+    def setup(self, stage: str) -> None:
+        """Takes description and normalisation from the data."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, TrajectoryData | PairData):
+            raise InputError(f"PDETask trains on TrajectoryData or PairData, not on {type(data).__name__}")
+        self.surrogate.describe(data.description)
+        if self.compile_net:
+            self.surrogate.net.compile()
+        if stage == "fit":
+            statistics = data.statistics()
+            targets = data.target_statistics() if isinstance(data, PairData) else statistics
+            self.surrogate.set_normalization(*statistics, *targets)
+            if self.cuda_graph and (self.trainer.world_size > 1 or self.trainer.accumulate_grad_batches > 1):
+                raise InputError("cuda_graph needs one device and no gradient accumulation; switch one of them off")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch ``(history, target)``."""
+        history, target = batch
+        loss = self._loss(history, target) if self._loss else RolloutLoss(self.surrogate)(history, target)
+        self.log(
+            "train/loss",
+            loss.detach(),
+            on_step=False,
+            on_epoch=True,
+            prog_bar=True,
+            sync_dist=True,
+            batch_size=len(history),
+        )
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Stops a training that has diverged, which would otherwise run on for hours."""
+        loss = self.trainer.callback_metrics.get("train/loss")
+        if loss is not None and not torch.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch}; lower the learning rate "
+                f"({self.optimization.learning_rate}) or set trainer.gradient_clip_val"
+            )
+
+    def _evaluate(self, batch: Batch, part: str) -> None:
+        history, target = batch
+        prediction = self.surrogate.rollout(history, target.shape[1])
+        self.log(
+            f"{part}/relative_l2",
+            relative_l2(prediction.float(), target).mean(),
+            on_epoch=True,
+            prog_bar=True,
+            sync_dist=True,
+            batch_size=len(history),
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Relative L2 of the whole trajectory, the FNO paper's metric."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Roll-out of the batch's length in physical units."""
+        return self.surrogate.rollout(batch[0], batch[1].shape[1])
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Weight averaging where asked for."""
+        from lightning.pytorch.callbacks import EMAWeightAveraging
+
+        if self.ema_decay is None:
+            return []
+        # use_buffers=False keeps buffers equal to the network's instead of averaging permutations
+        return [EMAWeightAveraging(decay=self.ema_decay, use_buffers=False)]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Adam with a parameter group without weight decay for the transform factors."""
+        o = self.optimization
+        transforms = {id(p) for p in self.surrogate.net.transform_parameters()}
+        trained = [p for p in self.surrogate.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if id(p) not in transforms], "weight_decay": o.weight_decay},
+            {
+                "params": [p for p in trained if id(p) in transforms],
+                "weight_decay": 0.0,
+                "lr": o.learning_rate * o.transform_rate,
+            },
+        ]
+        fused = all(p.is_cuda and not p.is_complex() for p in trained)  # fused Adam has no complex kernels
+        optimizer = torch.optim.Adam([g for g in groups if g["params"]], lr=o.learning_rate, fused=fused or None)
+        if o.schedule == "constant":
+            return optimizer
+        if o.schedule == "cosine":
+            cosine = CosineAnnealingLR(optimizer, T_max=int(self.trainer.estimated_stepping_batches))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+        step = StepLR(optimizer, o.step_epochs, o.step_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": step, "interval": "epoch"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what :func:`sciml_monarch.load` needs to rebuild the network."""
+        checkpoint[CHECKPOINT_KEY] = surrogate_config(self.surrogate)

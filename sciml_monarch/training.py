@@ -1,0 +1,123 @@
+"""A training run in a folder: fixed layout, resumable, never overwritten by accident.
+
+``OUT/config.yaml`` is what ran, where the run came from a YAML; ``OUT/checkpoints/{best,last}.ckpt`` the networks;
+``OUT/csv/`` and ``OUT/tensorboard/`` the logs.
+"""
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from sciml_monarch.errors import InputError
+
+LAST = Path("checkpoints/last.ckpt")
+BEST = Path("checkpoints/best.ckpt")
+
+
+@rank_zero_only
+def open_folder(out: Path, resume: bool, overwrite: bool) -> None:
+    """Checks that a run may use a folder, before any data loads.
+
+    Args:
+        out: Run folder.
+        resume: Whether to go on from the last checkpoint in it.
+        overwrite: Whether to delete an earlier run in it.
+
+    Raises:
+        InputError: Nothing to resume from, or an earlier run and neither ``resume`` nor ``overwrite``.
+    """
+    if resume:
+        if not (out / LAST).is_file():
+            raise InputError(f"{out / LAST}: nothing to resume from; run without --resume")
+    elif (out / "checkpoints").exists() or (out / "config.yaml").exists():
+        if not overwrite:
+            raise InputError(f"{out}: holds an earlier run; give --resume, --overwrite or another --out")
+        for name in ("checkpoints", "csv", "tensorboard"):
+            shutil.rmtree(out / name, ignore_errors=True)
+
+
+def checkpointing(out: Path, monitor: str | None) -> list[Callback]:
+    """Callbacks that keep the best network and, at the end of each epoch, the state to resume from.
+
+    Args:
+        out: Run folder.
+        monitor: Logged value whose smallest marks the best network; ``None`` keeps only the last.
+    """
+    folder = out / "checkpoints"
+    last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    if monitor is None:
+        return [last]
+    best = ModelCheckpoint(
+        folder, filename="best", monitor=monitor, save_on_train_epoch_end=False, enable_version_counter=False
+    )
+    return [best, last]
+
+
+def logging(out: Path) -> list[CSVLogger | TensorBoardLogger]:
+    """CSV and TensorBoard logs in a run folder."""
+    return [CSVLogger(out, name="csv"), TensorBoardLogger(out, name="tensorboard", version="")]
+
+
+def fit(
+    task: L.LightningModule,
+    data: L.LightningDataModule,
+    out: Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    monitor: str | None = "val/relative_l2",
+    trainer_options: dict[str, Any] | None = None,
+) -> L.Trainer:
+    """Trains in a run folder; what ``sciml-monarch train`` does after it has read its configuration.
+
+    Args:
+        task: What is trained.
+        data: What on.
+        out: Run folder.
+        resume: Go on from the last checkpoint in it.
+        overwrite: Delete an earlier run in it.
+        monitor: Logged value whose smallest marks the best network; ``None`` where nothing is validated.
+        trainer_options: Arguments of Lightning's ``Trainer``.
+
+    Returns:
+        The trainer after the fit.
+
+    Raises:
+        InputError: See :func:`open_folder`.
+    """
+    open_folder(out, resume, overwrite)
+    options = {"num_sanity_val_steps": 0, "log_every_n_steps": 1, **(trainer_options or {})}
+    trainer = L.Trainer(
+        **options | {"callbacks": [*options.get("callbacks", []), *checkpointing(out, monitor)]},
+        default_root_dir=out,
+        logger=logging(out),
+    )
+    run(trainer, task, data, out, resume)
+    return trainer
+
+
+def run(trainer: L.Trainer, task: L.LightningModule, data: L.LightningDataModule, out: Path, resume: bool) -> None:
+    """Fits, from the last checkpoint where ``resume``; an interruption ends as ``KeyboardInterrupt``.
+
+    Raises:
+        InputError: The checkpoint to resume from is of another network or task.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the last finished epoch can be resumed from.
+    """
+    try:
+        with warnings.catch_warnings():
+            if resume:  # the folder is to have checkpoints in it
+                warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            # checkpoints hold tensors and plain values only: nothing is unpickled
+            trainer.fit(task, datamodule=data, ckpt_path=out / LAST if resume else None, weights_only=True)
+    except RuntimeError as error:
+        if resume and "state_dict" in str(error):
+            message = " ".join(str(error).split())
+            raise InputError(f"{out / LAST}: a checkpoint of another network: {message}") from None
+        raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt

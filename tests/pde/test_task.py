@@ -1,0 +1,217 @@
+import lightning as L
+import pytest
+import torch
+
+from sciml_monarch import InputError, load
+from sciml_monarch.pde import FNO, MonarchFNO, UNet
+from sciml_monarch.pde.data import Loader, TrajectoryData
+from sciml_monarch.pde.task import Optimization, PDETask, RolloutLoss
+from sciml_monarch.training import BEST, LAST, fit
+
+CPU = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+
+
+def data(folder, **options):
+    return TrajectoryData(
+        folder,
+        n_train=6,
+        n_val=2,
+        n_test=2,
+        n_history=3,
+        n_steps=3,
+        **{"batch_size": 2, "loader": Loader(preload=True), **options},
+    )
+
+
+def monarch():
+    torch.manual_seed(1)
+    return MonarchFNO(3, 1, 6, (8, 8), (16, 16), n_layers=2, projection_channels=8)
+
+
+def weights(path):
+    return load(path).state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FNO(3, 1, 6, (8, 8), n_layers=2, projection_channels=8),
+        monarch,
+        lambda: UNet(3, 1, width=4),
+    ],
+    ids=["FNO", "MonarchFNO", "UNet"],
+)
+def test_training_lowers_the_error_and_the_checkpoint_rebuilds_the_network(make, vorticity_folder, tmp_path):
+    source = data(vorticity_folder)
+    task = PDETask(make(), Optimization(learning_rate=1e-2))
+    before = PDETask(make())
+    before.surrogate.describe(source.description)
+    source.setup()
+    before.surrogate.set_normalization(*source.statistics(), *source.statistics())
+    history, target = next(iter(source.val_dataloader()))
+    start = RolloutLoss(before.surrogate)(history, target).item()
+    fit(task, source, tmp_path, trainer_options=CPU | {"max_epochs": 12})
+    again = load(tmp_path / LAST)
+    assert RolloutLoss(again)(history, target).item() < 0.8 * start
+    torch.testing.assert_close(again(history), task.surrogate.eval()(history), rtol=0, atol=0)
+    assert again.description == source.description
+    assert again.description.attributes["viscosity"] == 1e-3
+    assert (tmp_path / BEST).is_file()
+    assert list((tmp_path / "csv").rglob("metrics.csv"))
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step"])
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_resumed_run_equals_an_uninterrupted_one(schedule, ema_decay, vorticity_folder, tmp_path):
+    def task():
+        optimization = Optimization(learning_rate=1e-2, schedule=schedule, step_epochs=1)
+        return PDETask(monarch(), optimization, ema_decay=ema_decay)
+
+    class Stop(Exception):
+        pass
+
+    class Interrupt(L.Callback):
+        """Dies in the middle of the third epoch, as a killed process would."""
+
+        def on_train_batch_start(self, trainer, module, batch, index):
+            if trainer.current_epoch == 2 and index == 1:
+                raise Stop
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = CPU | {"max_epochs": 4}
+    fit(task(), data(vorticity_folder), whole, trainer_options=options)
+    with pytest.raises(Stop):
+        fit(task(), data(vorticity_folder), parts, trainer_options=options | {"callbacks": [Interrupt()]})
+    torch.rand(17)  # the process that resumes has another state of its generators
+    fit(task(), data(vorticity_folder), parts, resume=True, trainer_options=options)
+    assert same(weights(whole / LAST), weights(parts / LAST))
+    first = torch.load(whole / LAST, weights_only=True)
+    second = torch.load(parts / LAST, weights_only=True)
+    assert first["global_step"] == second["global_step"] == 12
+
+
+def test_averaged_weights_are_those_of_the_checkpoint(vorticity_folder, tmp_path):
+    task = PDETask(monarch(), Optimization(learning_rate=1e-2), ema_decay=0.5)
+    fit(task, data(vorticity_folder), tmp_path, trainer_options=CPU | {"max_epochs": 2})
+    checkpoint = torch.load(tmp_path / LAST, weights_only=True)
+    name = "surrogate.net.convs.0.weight"
+    assert not torch.equal(checkpoint["state_dict"][name], checkpoint["current_model_state"][name])
+    assert torch.equal(load(tmp_path / LAST).net.convs[0].weight, checkpoint["state_dict"][name])
+    buffers = dict(load(tmp_path / LAST).named_buffers())
+    for key, value in monarch().named_buffers():
+        assert torch.equal(buffers[f"net.{key}"], value), "averaging must not touch permutations and indices"
+
+
+def test_transform_factors_have_a_group_without_weight_decay():
+    net = monarch()
+    task = PDETask(net, Optimization(schedule="constant", weight_decay=0.1, transform_rate=0.5, learning_rate=0.01))
+    groups = task.configure_optimizers().param_groups
+    factors = {id(p) for conv in net.convs for t in (*conv.analysis, *conv.synthesis) for p in (t.w1, t.w2)}
+    assert {id(p) for p in groups[1]["params"]} == factors
+    assert groups[1]["weight_decay"] == 0
+    assert groups[1]["lr"] == pytest.approx(0.005)
+    assert groups[0]["weight_decay"] == 0.1
+    assert len(groups[0]["params"]) + len(groups[1]["params"]) == len(list(net.parameters()))
+
+
+def test_weight_decay_alone_leaves_the_transforms_exact():
+    net = monarch()
+    task = PDETask(net, Optimization(schedule="constant", weight_decay=0.1))
+    optimizer = task.configure_optimizers()
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    before = [p.clone() for p in net.transform_parameters()]
+    lifting = net.lifting.weight.clone()
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, net.transform_parameters(), strict=True))
+    assert not torch.equal(lifting, net.lifting.weight)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_trains(precision, vorticity_folder, tmp_path):
+    task = PDETask(monarch())
+    fit(
+        task,
+        data(vorticity_folder),
+        tmp_path,
+        trainer_options=CPU | {"max_epochs": 2, "precision": precision},
+    )
+    assert all(torch.isfinite(p).all() for p in task.parameters())
+
+
+def test_gradient_clipping_limits_the_step(vorticity_folder, tmp_path):
+    def moved(clip):
+        task = PDETask(monarch(), Optimization(schedule="constant"))
+        start = [p.detach().clone() for p in task.parameters()]
+        options = {"max_epochs": 1, "limit_train_batches": 1, "gradient_clip_val": clip}
+        fit(task, data(vorticity_folder), tmp_path / str(clip), trainer_options=CPU | options)
+        return sum((p - q).norm().item() for p, q in zip(task.parameters(), start, strict=True))
+
+    assert moved(1e-9) < 0.5 * moved(None)  # Adam's epsilon dominates gradients clipped that far
+
+
+def test_diverged_training_stops_with_the_mend(vorticity_folder, tmp_path):
+    task = PDETask(monarch(), Optimization(learning_rate=1e30))
+    with pytest.raises(InputError, match="lower the learning rate"):
+        fit(task, data(vorticity_folder), tmp_path, trainer_options=CPU | {"max_epochs": 3})
+
+
+def test_run_folder_is_not_overwritten_by_accident(vorticity_folder, tmp_path):
+    options = CPU | {"max_epochs": 1}
+    with pytest.raises(InputError, match="nothing to resume from"):
+        fit(PDETask(monarch()), data(vorticity_folder), tmp_path, resume=True, trainer_options=options)
+    fit(PDETask(monarch()), data(vorticity_folder), tmp_path, trainer_options=options)
+    before = (tmp_path / LAST).read_bytes()
+    with pytest.raises(InputError, match="holds an earlier run"):
+        fit(PDETask(monarch()), data(vorticity_folder), tmp_path, trainer_options=options)
+    assert (tmp_path / LAST).read_bytes() == before
+    fit(
+        PDETask(monarch(), ema_decay=0.1),
+        data(vorticity_folder),
+        tmp_path,
+        overwrite=True,
+        trainer_options=options,
+    )
+    assert (tmp_path / LAST).read_bytes() != before
+
+
+def test_checkpoint_of_another_network_is_refused_on_resume(vorticity_folder, tmp_path):
+    options = CPU | {"max_epochs": 1}
+    fit(PDETask(monarch()), data(vorticity_folder), tmp_path, trainer_options=options)
+    other = PDETask(UNet(3, 1, width=4))
+    with pytest.raises(InputError, match="checkpoint of another network"):
+        fit(other, data(vorticity_folder), tmp_path, resume=True, trainer_options=options | {"max_epochs": 2})
+
+
+def test_network_for_other_channels_is_refused_before_training(vorticity_folder, tmp_path):
+    net = MonarchFNO(4, 1, 4, (4, 4), (16, 16))
+    with pytest.raises(InputError, match="set in_channels to"):
+        fit(PDETask(net), data(vorticity_folder), tmp_path, trainer_options=CPU | {"max_epochs": 1})
+
+
+@pytest.mark.parametrize("options", [{"learning_rate": 0.0}, {"weight_decay": -1.0}])
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(InputError, match="must be positive"):
+        Optimization(**options)
+    with pytest.raises(InputError, match="ema_decay is 1"):
+        PDETask(monarch(), ema_decay=1.0)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+def test_cuda_graph_trains_like_eager(precision, vorticity_folder, tmp_path):
+    def train(graph):
+        task = PDETask(monarch(), Optimization(learning_rate=1e-3), cuda_graph=graph)
+        options = CPU | {"accelerator": "cuda", "devices": 1, "max_epochs": 3, "precision": precision}
+        fit(task, data(vorticity_folder), tmp_path / str(graph), trainer_options=options)
+        return load(tmp_path / str(graph) / LAST)
+
+    eager, graphed = train(False), train(True)
+    tolerance = 1e-3 if precision == "32" else 5e-2
+    for (name, a), b in zip(eager.state_dict().items(), graphed.state_dict().values(), strict=True):
+        assert (a - b).norm() <= tolerance * (a.norm() + 1e-3), name

@@ -1,0 +1,219 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sciml_monarch import load
+from sciml_monarch.cli import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+CPU = [
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+]
+
+
+def train(folder, out, *options, config="smoke/monarch_fno.yaml"):
+    return main(
+        [
+            "train",
+            "--config",
+            str(CONFIGS / config),
+            "--data.init_args.path",
+            str(folder),
+            "--out",
+            str(out),
+            *CPU,
+            *options,
+        ]
+    )
+
+
+def one_line(capsys):
+    """The single line that a mistake leaves on standard error."""
+    text = capsys.readouterr().err
+    assert text.count("\n") == 1, text
+    return text
+
+
+@pytest.fixture(scope="module")
+def run(vorticity_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "monarch"
+    assert train(vorticity_folder, out) == 0
+    return out
+
+
+def test_train_leaves_a_run_folder_that_can_be_repeated(run, vorticity_folder, tmp_path):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["trainer"]["max_epochs"] == 2
+    assert config["model"]["init_args"]["optimization"]["learning_rate"] == 1e-3  # a default
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(again)]) == 0
+    first, second = (load(folder / "checkpoints/last.ckpt").state_dict() for folder in (run, again))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_resume_goes_on(vorticity_folder, tmp_path):
+    out = tmp_path / "run"
+    assert train(vorticity_folder, out, "--trainer.max_epochs", "1") == 0
+    assert train(vorticity_folder, out, "--resume", "--trainer.max_epochs", "3") == 0
+    assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.init_args.net.init_args.widht", "3"], "widht"),
+        (["--model.init_args.net.init_args.width", "wide"], "wide"),
+        (["--trainer.max_epoch", "3"], "max_epoch"),
+        (["--model.init_args.net.init_args.n_modes", "[8, 99]"], "keeps 99 modes of a grid of 16 points"),
+        (["--data.init_args.n_steps", "4"], "need 7 times"),
+        (["--data.init_args.n_train", "60"], "parts would overlap"),
+        (["--data.init_args.n_history", "2"], "in_channels"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else x[0].split(".")[-1],
+)
+def test_mistakes_in_a_configuration_give_one_line_and_status_2(options, message, vorticity_folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(vorticity_folder, out, *options) == 2
+    assert message in one_line(capsys)
+    assert not (out / "checkpoints").exists()
+
+
+def test_unknown_key_in_a_yaml_is_refused_before_the_data_is_read(tmp_path, capsys):
+    config = yaml.safe_load((CONFIGS / "smoke/fno.yaml").read_text())
+    config["data"]["init_args"]["path"] = str(tmp_path / "absent")
+    config["model"]["init_args"]["net"]["init_args"]["depth"] = 4
+    file = tmp_path / "wrong.yaml"
+    file.write_text(yaml.safe_dump(config | {"model": {"class_path": "PDETask"} | config["model"]}))
+    assert main(["train", "--config", str(file), "--out", str(tmp_path / "run")]) == 2
+    line = one_line(capsys)
+    assert "depth" in line
+    assert "absent" not in line
+
+
+def test_a_run_is_not_overwritten(run, vorticity_folder, capsys):
+    before = (run / "checkpoints/last.ckpt").read_bytes()
+    assert train(vorticity_folder, run) == 2
+    assert "holds an earlier run" in one_line(capsys)
+    assert (run / "checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_evaluate_and_predict_from_the_command_line(run, vorticity_folder, tmp_path, capsys):
+    checkpoint = str(run / "checkpoints/last.ckpt")
+    assert (
+        main(
+            [
+                "evaluate",
+                checkpoint,
+                "--data",
+                str(vorticity_folder),
+                "--n_test",
+                "2",
+                "--out",
+                str(tmp_path / "evaluation"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
+    assert (tmp_path / "evaluation/metrics.json").is_file()
+    assert "MonarchFNO" in capsys.readouterr().out
+    out = tmp_path / "prediction.hdf5"
+    assert main(["predict", checkpoint, "--input", str(vorticity_folder), "--steps", "2", "--out", str(out)]) == 0
+    assert out.is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["simulate", "--viscosity", "-1", "--out", "{tmp}/d"], "viscosity"),
+        (["simulate", "--viscosity", "thick", "--out", "{tmp}/d"], "thick"),
+        (["simulate", "--vicsosity", "1e-3", "--out", "{tmp}/d"], "vicsosity"),
+        (["evaluate", "{tmp}/absent.ckpt", "--data", "{tmp}"], "absent.ckpt"),
+        (["evaluate"], "checkpoints"),
+        (["predict", "{tmp}/absent.ckpt", "--input", "{tmp}/x.npy"], "absent.ckpt"),
+        (["fly"], "there is no job 'fly'"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else " ".join(x[:2]),
+)
+def test_mistakes_on_the_command_line_give_one_line_and_status_2(arguments, message, tmp_path, capsys):
+    assert main([a.format(tmp=tmp_path) for a in arguments]) == 2
+    assert message in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_of_every_job_shows_its_options(capsys):
+    for job, option in {
+        "simulate": "--viscosity",
+        "train": "--resume",
+        "evaluate": "--data",
+        "predict": "--steps",
+        "demo": "--overwrite",
+    }.items():
+        with pytest.raises(SystemExit) as status:
+            main([job, "--help"])
+        assert status.value.code == 0
+        assert option in capsys.readouterr().out
+
+
+def test_the_module_and_the_scripts_are_the_same_program():
+    root = Path(__file__).parents[1]
+    programs = [["-m", "sciml_monarch", "fly"]]
+    result = subprocess.run([sys.executable, *programs[0]], capture_output=True, text=True, check=False, cwd=root)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    for script in ("simulate_navier_stokes", "train_pde", "evaluate_pde", "predict_pde"):
+        result = subprocess.run(
+            [sys.executable, f"scripts/{script}.py", "--nonsense"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=root,
+            env=os.environ,
+        )
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.count("\n") == 1, result.stderr
+
+
+@pytest.mark.slow
+def test_demo_writes_everything_that_it_promises(tmp_path):
+    import json
+
+    from sciml_monarch.demo import Problem, demo
+    from sciml_monarch.errors import InputError
+
+    out = tmp_path / "demo"
+    demo(
+        out,
+        problem=Problem(
+            n_train=8,
+            n_val=2,
+            n_test=2,
+            viscosity=1e-3,
+            simulation_resolution=32,
+            resolution=16,
+            n_history=2,
+            n_steps=3,
+            n_modes=8,
+            width=4,
+            n_epochs=2,
+        ),
+    )
+    rows = json.loads((out / "metrics.json").read_text())
+    assert {row["method"] for row in rows} == {"FNO", "MonarchFNO"}
+    assert all(0 < row["relative_l2"] < 2 for row in rows)
+    assert all(row["task"] == "pde" and row["n_test"] == 2 for row in rows)
+    assert (out / "report.html").is_file()
+    assert len(list(out.glob("*.png"))) >= 3
+    with pytest.raises(InputError, match="holds an earlier demo"):
+        demo(out)

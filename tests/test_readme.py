@@ -1,0 +1,24 @@
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_readme_has_an_example():
+    assert BLOCKS
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda b: b.split("\n")[0][:40])
+def test_python_blocks_run(block, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+
+
+def test_figures_and_results_that_the_readme_names_exist():
+    names = re.findall(r"\]\(((?:results|docs)/[^)#]+)", README.read_text())
+    assert names
+    for name in names:
+        assert (README.parent / name).exists(), name
