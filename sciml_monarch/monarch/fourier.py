@@ -63,9 +63,7 @@ def dft(
     return rounded(Parts(permutation, Factors(w1, w2), None, False), dtype)
 
 
-def dct(
-    n: int, *, inverse: bool = False, blocks: int | None = None, dtype: torch.dtype | None = None
-) -> Parts:
+def dct(n: int, *, inverse: bool = False, blocks: int | None = None, dtype: torch.dtype | None = None) -> Parts:
     """Writes the orthonormal DCT-II, or its inverse, the DCT-III, as a real part.
 
     DCT-II is ``Re(D F P)``: even samples forwards, odd ones backwards (``P``), a DFT and a diagonal (Makhoul,
@@ -95,9 +93,7 @@ def dct(
     return rounded(parts._replace(takes_real=True), dtype)
 
 
-def dst(
-    n: int, *, inverse: bool = False, blocks: int | None = None, dtype: torch.dtype | None = None
-) -> Parts:
+def dst(n: int, *, inverse: bool = False, blocks: int | None = None, dtype: torch.dtype | None = None) -> Parts:
     """Writes the orthonormal DST-II, or its inverse, the DST-III, as a real part.
 
     DST-II is the DCT-II of the samples with alternating signs, in reversed order.
@@ -164,9 +160,7 @@ def toeplitz(c: Tensor, r: Tensor) -> tuple[Parts, Parts]:
     """
     n = _length(c, "c")
     if _length(r, "r") != n:
-        raise InputError(
-            f"a square Toeplitz matrix needs c and r of one length, but got {n} and {r.shape[0]}"
-        )
+        raise InputError(f"a square Toeplitz matrix needs c and r of one length, but got {n} and {r.shape[0]}")
     # Half of the input is dropped inside every block of w1, so its size p must be even; the same holds for
     # the k rows of the blocks of w2. One of the two numbers always is: the inverse takes the pair the other
     # way round.
@@ -210,7 +204,6 @@ def _moved(parts: Parts, device: torch.device) -> Parts:
 def _length(c: Tensor, name: str) -> int:
     if c.ndim != 1 or c.numel() == 0 or not (c.is_floating_point() or c.is_complex()):
         raise InputError(
-            f"{name} must be one row of real or complex numbers, "
-            f"but has shape {tuple(c.shape)} and dtype {c.dtype}"
+            f"{name} must be one row of real or complex numbers, but has shape {tuple(c.shape)} and dtype {c.dtype}"
         )
     return c.shape[0]

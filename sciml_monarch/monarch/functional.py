@@ -122,9 +122,7 @@ def select_columns(factors: Factors, columns: Tensor) -> Tensor:
         _check_factors(factors)
     k, _, p = w1.shape[-3:]
     l, _, r = w2.shape[-3:]
-    inner = w1.mT.flatten(-3, -2).index_select(
-        -2, columns
-    )  # (*batch, c, q): block k's part of the inner vector
+    inner = w1.mT.flatten(-3, -2).index_select(-2, columns)  # (*batch, c, q): block k's part of the inner vector
     inner = _one_hot(columns // p, k, inner.dtype)[..., None] * inner[..., None, :]  # (*batch, c, k, q)
     inner = inner.flatten(-2).unflatten(-1, (r, l))  # (*batch, c, r, l)
     return torch.einsum("...lsr,...crl->...slc", w2, inner).flatten(-3, -2)
@@ -148,9 +146,7 @@ def select_rows(factors: Factors, rows: Tensor) -> Tensor:
         _check_factors(factors)
     k, q, _ = w1.shape[-3:]
     l = w2.shape[-3]
-    inner = (
-        w2.transpose(-3, -2).flatten(-3, -2).index_select(-2, rows)
-    )  # (*batch, c, r): rows count as (s, l)
+    inner = w2.transpose(-3, -2).flatten(-3, -2).index_select(-2, rows)  # (*batch, c, r): rows count as (s, l)
     inner = inner[..., None] * _one_hot(rows % l, l, inner.dtype)[..., None, :]  # (*batch, c, r, l)
     inner = inner.flatten(-2).unflatten(-1, (k, q))  # (*batch, c, k, q)
     return torch.einsum("...kqp,...ckq->...ckp", w1, inner).flatten(-2)
@@ -180,8 +176,7 @@ def _check_factors(factors: Factors) -> None:
     w1, w2 = factors
     if w1.ndim < 3 or w2.ndim < 3:
         raise InputError(
-            "factors need three axes, w1 (k, q, p) and w2 (l, s, r), "
-            f"but got {tuple(w1.shape)} and {tuple(w2.shape)}"
+            f"factors need three axes, w1 (k, q, p) and w2 (l, s, r), but got {tuple(w1.shape)} and {tuple(w2.shape)}"
         )
     k, q, _ = w1.shape[-3:]
     l, _, r = w2.shape[-3:]

@@ -59,9 +59,7 @@ def hadamard(n: int, *, blocks: int | None = None, dtype: torch.dtype | None = N
     return rounded(Parts(None, Factors(w1 / math.sqrt(p), w2 / math.sqrt(k)), None, False), dtype)
 
 
-def block_dct(
-    n: int, *, inverse: bool = False, blocks: int | None = None, dtype: torch.dtype | None = None
-) -> Parts:
+def block_dct(n: int, *, inverse: bool = False, blocks: int | None = None, dtype: torch.dtype | None = None) -> Parts:
     """Writes the DCT-II of consecutive blocks of samples, as in JPEG, or its inverse.
 
     Args:
@@ -86,9 +84,7 @@ def block_dct(
     return rounded(Parts(None, factors, None, False), dtype)
 
 
-def haar(
-    n: int, *, inverse: bool = False, blocks: int | None = None, dtype: torch.dtype | None = None
-) -> Parts:
+def haar(n: int, *, inverse: bool = False, blocks: int | None = None, dtype: torch.dtype | None = None) -> Parts:
     """Writes the orthonormal Haar wavelet transform of two levels, or its inverse.
 
     The coefficients are in Mallat's order: approximation and detail of level 2 (``n / 4`` each), detail of
@@ -122,9 +118,7 @@ def haar(
     return rounded(parts, dtype)
 
 
-def identity(
-    n: int, blocks: int | tuple[int, int] | None = None, *, dtype: torch.dtype | None = None
-) -> Factors:
+def identity(n: int, blocks: int | tuple[int, int] | None = None, *, dtype: torch.dtype | None = None) -> Factors:
     """Writes the identity as a Monarch matrix of any block numbers.
 
     Args:

@@ -53,9 +53,7 @@ class MonarchLinear(nn.Module):
             if not 1 <= count <= size:
                 raise InputError(f"{count} blocks do not fit {name} = {size}; take 1 to {size} blocks")
         if dtype is not None and not dtype.is_floating_point:
-            raise InputError(
-                f"the parameters must be real, but dtype = {dtype}; take torch.float32, for example"
-            )
+            raise InputError(f"the parameters must be real, but dtype = {dtype}; take torch.float32, for example")
         self.in_features = in_features
         self.out_features = out_features
         self.blocks = (k, l)
@@ -121,9 +119,7 @@ class MonarchLinear(nn.Module):
             A dense layer that computes the same, with the device, dtype, training mode and ``requires_grad``
             of this.
         """
-        linear = nn.Linear(
-            self.in_features, self.out_features, self.bias is not None, self.w1.device, self.w1.dtype
-        )
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, self.w1.device, self.w1.dtype)
         linear.weight.copy_(to_dense(self.factors)[: self.out_features, : self.in_features])
         linear.weight.requires_grad_(self.w1.requires_grad or self.w2.requires_grad)
         if self.bias is not None:

@@ -223,9 +223,7 @@ class MonarchTransform(nn.Module):
             w1, w2 = torch.view_as_complex(w1), torch.view_as_complex(w2)
         return Parts(self.permutation_in, Factors(w1, w2), self.permutation_out, self.takes_real)
 
-    def _planes(
-        self, select: Callable[[Factors, Tensor], Tensor], index: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def _planes(self, select: Callable[[Factors, Tensor], Tensor], index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Selects rows or columns of the product of the factors, without the permutations."""
         w1, w2 = self.w1.to(self._precision()), self.w2.to(self._precision())
         with _without_autocast(w1):
