@@ -3,6 +3,7 @@
 A mistake of the user's ends in one line on standard error and exit status 2.
 """
 
+import inspect
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -115,7 +116,7 @@ def call(
         parser.add_argument(positional, type=Path, nargs=nargs)
     parser.add_function_arguments(function, skip={positional} if positional else None)
     try:
-        config = parser.parse_args(arguments)
+        config = parser.parse_args(_with_flags(function, arguments))
     except ArgumentError as error:
         raise InputError(str(error)) from None
     config.pop("config", None)
@@ -197,6 +198,20 @@ def train(arguments: list[str]) -> None:
         args=_with_base(arguments),
     )
     run(cli.trainer, cli.model, cli.datamodule, cli.config.out, cli.config.resume)
+
+
+def _with_flags(function: Callable[..., Any], arguments: list[str]) -> list[str]:
+    """Lets a switch stand without a value: ``--overwrite`` for ``--overwrite=true``."""
+    switches = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.annotation is bool}
+    following = [*arguments[1:], "--"]
+    return (
+        [
+            f"{argument}=true" if argument in switches and after.startswith("-") else argument
+            for argument, after in zip(arguments, following, strict=True)
+        ]
+        if arguments
+        else []
+    )
 
 
 def instantiate(parser: Any, config: Any) -> Any:

@@ -1,6 +1,7 @@
 """A training loss as one CUDA graph: a roll-out is hundreds of small kernels whose launches would dominate."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn

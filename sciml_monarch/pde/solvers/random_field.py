@@ -43,9 +43,9 @@ def gaussian_random_field(
     """Draws periodic fields from N(0, sigma^2 (-Laplacian + tau^2)^-alpha) without their mean.
 
     The defaults are the initial vorticity of Li et al., "Fourier Neural Operator for Parametric Partial
-    Differential Equations" (ICLR 2021), section 5.3, with the amplitude of the authors' code, sigma =
-    tau^(alpha - 1), which is 4.3 times larger than the one printed in the paper; ``data/navier_stokes.md``
-    says how both compare with their data.
+    Differential Equations" (ICLR 2021), section 5.3, with the amplitude of the authors' published data, sigma =
+    sqrt(2) tau^(alpha - 1). The paper prints a smaller one, later versions of the authors' code lack the factor
+    sqrt(2); ``data/navier_stokes.md`` says how all three compare with the data.
 
     Args:
         n: Points per axis.
@@ -53,7 +53,7 @@ def gaussian_random_field(
             the same low modes on every grid.
         tau: Inverse length scale of the field, in 1/m.
         alpha: Decay of the spectrum: coefficients fall off like |k|^-alpha.
-        sigma: Amplitude; None is tau^(alpha - 1), which keeps the variance independent of tau for fine grids.
+        sigma: Amplitude; None is sqrt(2) tau^(alpha - 1), which keeps the variance independent of tau for fine grids.
         dtype: Floating-point type of the result; the field is computed in float64.
 
     Returns:
@@ -66,7 +66,7 @@ def gaussian_random_field(
         raise InputError(f"a random field needs at least 4 points per axis, not n={n}")
     if not (tau > 0 and alpha > 1):
         raise InputError(f"the field has a finite variance for tau > 0 and alpha > 1, not tau={tau}, alpha={alpha}")
-    amplitude = tau ** (alpha - 1) if sigma is None else sigma
+    amplitude = math.sqrt(2) * tau ** (alpha - 1) if sigma is None else sigma
     modes = _modes_by_shell(n)
     wave_square = 4 * math.pi**2 * (modes**2).sum(axis=1)
     # E|coefficient|^2 is the eigenvalue; half of it for the real and half for the imaginary part

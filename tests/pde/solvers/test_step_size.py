@@ -28,10 +28,10 @@ def test_legs_cover_the_time_with_steps_that_are_allowed(rule, level):
 def test_the_step_is_stable_for_the_bound():
     rule = StepSize(85)
     assert rule.speed_limit(rule.derived(20.0)) == pytest.approx(rule.bound(20.0))
-    assert rule.derived(20.0) == pytest.approx(STABILITY / (2 * math.pi * 85 * 0.76))
+    assert rule.derived(20.0) == pytest.approx(STABILITY / (2 * math.pi * 85 * 0.8))
     assert rule.derived(1e3) == rule.derived(1e4)  # the bound stops growing
     assert StepSize(5).derived(0.0) == LONGEST_STEP
-    assert StepSize(5).derived(20.0) == pytest.approx(LONGEST_PATH / 0.76)  # the grid would allow more
+    assert StepSize(5).derived(20.0) == pytest.approx(LONGEST_PATH / 0.8)  # the grid would allow more
     assert StepSize(5, 0.04).speed_limit(0.04) == pytest.approx(STABILITY / (2 * math.pi * 5 * 0.04))
 
 
