@@ -112,6 +112,7 @@ def run(trainer: L.Trainer, task: L.LightningModule, data: L.LightningDataModule
         with warnings.catch_warnings():
             if resume:  # the folder is to have checkpoints in it
                 warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's, not to be mended here
             # checkpoints hold tensors and plain values only: nothing is unpickled
             trainer.fit(task, datamodule=data, ckpt_path=out / LAST if resume else None, weights_only=True)
     except RuntimeError as error:

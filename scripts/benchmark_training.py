@@ -21,6 +21,18 @@ from sciml_monarch.pde.evaluate import device_name
 from sciml_monarch.pde.task import PDETask
 from sciml_monarch.training import fit
 
+# network, precision, CUDA graph, torch.compile
+CASES = (
+    ("FNO", "32", True, False),
+    ("FNO", "32", False, False),
+    ("FNO", "bf16-mixed", True, False),
+    ("MonarchFNO", "32", True, False),
+    ("MonarchFNO", "32", False, False),
+    ("MonarchFNO", "bf16-mixed", True, False),
+    ("MonarchFNO", "32", True, True),
+    ("MonarchFNO", "bf16-mixed", True, True),
+)
+
 
 class EpochTimer(L.Callback):
     """Seconds of each epoch's batches, waited for."""
@@ -74,48 +86,49 @@ def benchmark(
         n_modes: Frequencies per axis.
         device: Lightning's accelerator: auto, cpu, cuda.
     """
+    cuda = torch.cuda.is_available() and device != "cpu"
     rows: list[dict[str, Any]] = []
-    for name in ("FNO", "MonarchFNO"):
-        for precision in ("32", "bf16-mixed"):
-            for graph in (True, False):
-                if (precision != "32" and not graph) or (graph and not torch.cuda.is_available()):
-                    continue
-                L.seed_everything(0, verbose=False)
-                loader = Loader(preload=True, drop_last=True)
-                source = TrajectoryData(data, n_train, 0, 0, 10, 10, 20, loader)
-                task = PDETask(make(name, 10, source.description.grid, width, n_modes), cuda_graph=graph)
-                timer = EpochTimer()
-                options = {
-                    "accelerator": device,
-                    "devices": 1,
-                    "max_epochs": n_epochs,
-                    "precision": precision,
-                    "callbacks": [timer],
-                    "enable_progress_bar": False,
-                    "enable_model_summary": False,
-                }
-                if torch.cuda.is_available():
-                    torch.cuda.reset_peak_memory_stats()
-                with tempfile.TemporaryDirectory() as folder:
-                    trainer = fit(task, source, Path(folder), monitor=None, trainer_options=options)
-                seconds = timer.seconds[n_warm_up:]
-                rows.append(
-                    {
-                        "method": name,
-                        "precision": precision,
-                        "cuda_graph": graph,
-                        "seconds_per_epoch": statistics.median(seconds),
-                        "slowest": max(seconds),
-                        "batches": n_train // 20,
-                        "loss_after": trainer.callback_metrics["train/loss"].item(),
-                        "peak_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
-                        "device": device_name(task.device if torch.cuda.is_available() else torch.device("cpu")),
-                        "torch": torch.__version__,
-                    }
-                )
-                sys.stdout.write(json.dumps(rows[-1]) + "\n")
-    with replacing(out) as temporary:
-        temporary.write_text(json.dumps(rows, indent=2))
+    for name, precision, graph, compiled in CASES:
+        if (graph or compiled) and not cuda:
+            continue
+        L.seed_everything(0, verbose=False)
+        source = TrajectoryData(data, n_train, 0, 0, 10, 10, 20, Loader(preload=True, drop_last=True))
+        net = make(name, 10, source.description.grid, width, n_modes)
+        task = PDETask(net, cuda_graph=graph, compile_net=compiled)
+        timer = EpochTimer()
+        options = {
+            "accelerator": device,
+            "devices": 1,
+            "max_epochs": n_epochs,
+            "precision": precision,
+            "callbacks": [timer],
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "log_every_n_steps": 50,
+        }
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = fit(task, source, Path(folder), monitor=None, trainer_options=options)
+        seconds = timer.seconds[n_warm_up:]
+        rows.append(
+            {
+                "method": name,
+                "precision": precision,
+                "cuda_graph": graph,
+                "compile_net": compiled,
+                "seconds_per_epoch": statistics.median(seconds),
+                "slowest": max(seconds),
+                "batches": n_train // 20,
+                "loss_after": trainer.callback_metrics["train/loss"].item(),
+                "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else None,
+                "device": device_name(torch.device("cuda" if cuda else "cpu")),
+                "torch": torch.__version__,
+            }
+        )
+        sys.stdout.write(json.dumps(rows[-1]) + "\n")
+        with replacing(out) as temporary:
+            temporary.write_text(json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":

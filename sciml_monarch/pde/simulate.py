@@ -27,6 +27,7 @@ def simulate(
     simulation_resolution: int = 256,
     resolution: int = 64,
     seed: int = 0,
+    first: int = 0,
     include_start: bool = False,
     step: float | None = None,
     shard_size: int = 100,
@@ -49,6 +50,7 @@ def simulate(
         simulation_resolution: Points per axis of the grid on which the equations are solved.
         resolution: Points per axis that are kept; divides simulation_resolution.
         seed: Seed of the data set.
+        first: Number of the first trajectory; parts of one set can so be made by themselves, with other resolutions.
         include_start: Keep the frame at t = 0 too, which the FNO paper's data lack.
         step: Time step in seconds; by default it follows from the grid and the velocity of such flows.
         shard_size: Trajectories in a file.
@@ -63,6 +65,7 @@ def simulate(
     _check_at_least("n_trajectories", n_trajectories, 1)
     _check_at_least("shard_size", shard_size, 1)
     _check_at_least("seed", seed, 0)
+    _check_at_least("first", first, 0)
     _check_at_least("chunk", 1 if chunk is None else chunk, 1)
     if resolution < 1 or simulation_resolution % resolution:
         raise InputError(
@@ -79,6 +82,7 @@ def simulate(
         "simulation_resolution": simulation_resolution,
         "resolution": resolution,
         "seed": seed,
+        "first_trajectory_of_set": first,
         "step": step or 0.0,  # 0: derived from the grid and the velocity bound
         "velocity_bound_start": bound.start,
         "velocity_bound_growth": bound.growth,
@@ -95,8 +99,8 @@ def simulate(
     contents = Contents(f"navier_stokes_viscosity_{viscosity:g}", parameters, notes, times, resolution)
     _make_folder(out)
     shards = [
-        Shard(out / f"shard_{i:04d}.hdf5", first, min(shard_size, n_trajectories - first), contents)
-        for i, first in enumerate(range(0, n_trajectories, shard_size))
+        Shard(out / f"shard_{i:04d}.hdf5", first + begin, min(shard_size, n_trajectories - begin), contents)
+        for i, begin in enumerate(range(0, n_trajectories, shard_size))
     ]
     for shard in shards:
         if shard.complete().all():

@@ -13,6 +13,7 @@ import torch
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.pde import shards as shards_module
+from sciml_monarch.pde.readers import open_trajectories
 from sciml_monarch.pde.shards import Shard
 from sciml_monarch.pde.simulate import simulate
 from sciml_monarch.pde.solvers.navier_stokes import NavierStokesSolver, simulate_navier_stokes
@@ -354,3 +355,14 @@ def test_batches_divide_a_shard_evenly(tmp_path, monkeypatch):
     monkeypatch.setattr(NavierStokesSolver, "default_chunk", lambda self: 4)
     simulate(tmp_path, **{**SMALL, "n_trajectories": 10, "shard_size": 10, "chunk": None})
     assert sizes == [4, 4, 2]
+
+
+def test_a_part_of_a_set_is_the_same_as_in_the_whole(tmp_path):
+    options = {"viscosity": 1e-3, "final_time": 2.0, "simulation_resolution": 16, "resolution": 16, "chunk": 2}
+    simulate(out=tmp_path / "whole", n_trajectories=6, shard_size=2, **options)
+    simulate(out=tmp_path / "part", n_trajectories=2, first=4, shard_size=2, **options)
+    whole, part = open_trajectories(tmp_path / "whole"), open_trajectories(tmp_path / "part")
+    for i in range(2):
+        assert torch.equal(part.read(i, 0, 2), whole.read(4 + i, 0, 2))
+    with h5py.File(tmp_path / "part/shard_0000.hdf5") as file:
+        assert file["seeds"][:].tolist() == [4, 5]
