@@ -217,3 +217,105 @@ def test_demo_writes_everything_that_it_promises(tmp_path):
     assert len(list(out.glob("*.png"))) >= 3
     with pytest.raises(InputError, match="holds an earlier demo"):
         demo(out)
+
+
+def spoil(kind, folder, tmp_path):
+    """A copy of the data set that is wrong in one way."""
+    import shutil
+
+    import h5py
+    import numpy as np
+    import scipy.io
+
+    if kind == "truncated .mat":
+        file = tmp_path / "u.mat"
+        scipy.io.savemat(file, {"u": np.random.default_rng(0).normal(size=(4, 16, 16, 8)).astype(np.float32)})
+        file.write_bytes(file.read_bytes()[:-5000])
+        return file
+    wrong = tmp_path / "wrong"
+    shutil.copytree(folder, wrong)
+    shard = next(wrong.iterdir())
+    if kind == "truncated HDF5":
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    else:
+        main(
+            [
+                "simulate",
+                "--out",
+                str(tmp_path / "other"),
+                "--n_trajectories",
+                "1",
+                "--viscosity",
+                "1e-3",
+                "--final_time",
+                "6",
+                "--simulation_resolution",
+                "32",
+                "--resolution",
+                "32",
+            ]
+        )
+        with h5py.File(next((tmp_path / "other").iterdir())) as file:
+            assert file["t0_fields/vorticity"].shape[-1] == 32
+        shutil.copy(next((tmp_path / "other").iterdir()), wrong / "shard_0001.hdf5")
+    return wrong
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated HDF5", "shard_0000.hdf5"),
+        ("truncated .mat", "u.mat"),
+        ("other grid", "shard_0001.hdf5"),
+    ],
+)
+def test_spoilt_data_gives_one_line_and_status_2(kind, message, vorticity_folder, tmp_path, capsys):
+    data = spoil(kind, vorticity_folder, tmp_path)
+    capsys.readouterr()
+    out = tmp_path / "run"
+    assert train(data, out) == 2
+    assert message in one_line(capsys)
+    assert not (out / "config.yaml").exists()
+    assert not list(out.rglob("*.ckpt"))
+
+
+def test_a_checkpoint_of_another_network_gives_one_line_and_status_2(run, vorticity_folder, tmp_path, capsys):
+    torch.save({"state_dict": {"weight": torch.zeros(3)}}, tmp_path / "other.ckpt")
+    assert (
+        main(
+            [
+                "evaluate",
+                str(tmp_path / "other.ckpt"),
+                "--data",
+                str(vorticity_folder),
+                "--n_test",
+                "2",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
+    )
+    assert "other.ckpt: a checkpoint of another program" in one_line(capsys)
+    assert not (tmp_path / "out").exists()
+    assert train(vorticity_folder, run, "--resume", "--trainer.max_epochs", "9", config="smoke/unet.yaml") == 2
+    assert "checkpoint of another network" in one_line(capsys)
+
+
+def test_a_disk_that_fills_up_while_training_leaves_no_half_checkpoint(vorticity_folder, tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lightning.fabric.utilities.cloud_io.torch.save", full)
+    assert train(vorticity_folder, tmp_path / "run") == 2
+    assert "No space left on device" in one_line(capsys)
+    assert not list((tmp_path / "run").rglob("*.ckpt"))
+
+
+def test_a_switch_stands_without_a_value(run, vorticity_folder, tmp_path):
+    out = tmp_path / "p.hdf5"
+    command = ["predict", str(run / "checkpoints/last.ckpt"), "--input", str(vorticity_folder), "--steps", "1"]
+    assert main([*command, "--out", str(out)]) == 0
+    assert main([*command, "--out", str(out)]) == 2
+    assert main([*command, "--out", str(out), "--force"]) == 0
+    assert main([*command, "--force", "--out", str(out)]) == 0

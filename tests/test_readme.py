@@ -1,3 +1,4 @@
+import importlib.util
 import re
 from pathlib import Path
 
@@ -22,3 +23,11 @@ def test_figures_and_results_that_the_readme_names_exist():
     assert names
     for name in names:
         assert (README.parent / name).exists(), name
+
+
+def test_tables_are_those_of_the_results():
+    spec = importlib.util.spec_from_file_location("make_tables", README.parent / "scripts/make_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = README.read_text()
+    assert module.fill(text) == text, "run python scripts/make_tables.py"

@@ -35,6 +35,8 @@ class GraphedLoss:
         return self._graphed(history, target)
 
     def _capture(self, history: Tensor, target: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        # parameters that were used before meet the capture's own stream; their gradients are static buffers
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         # weights that autocast cached outside of the graph would be freed under it
         with torch.autocast(
             "cuda",

@@ -116,6 +116,9 @@ class PDETask(L.LightningModule):
             statistics = data.statistics()
             targets = data.target_statistics() if isinstance(data, PairData) else statistics
             self.surrogate.set_normalization(*statistics, *targets)
+            if self.trainer.precision == "16-mixed" and any(p.is_complex() for p in self.parameters()):
+                name = type(self.surrogate.net).__name__
+                raise InputError(f"{name} has complex parameters, which 16-mixed cannot scale; use bf16-mixed or 32")
             if self.cuda_graph and (self.trainer.world_size > 1 or self.trainer.accumulate_grad_batches > 1):
                 raise InputError("cuda_graph needs one device and no gradient accumulation; switch one of them off")
 
@@ -189,7 +192,8 @@ class PDETask(L.LightningModule):
                 "lr": o.learning_rate * o.transform_rate,
             },
         ]
-        fused = all(p.is_cuda and not p.is_complex() for p in trained)  # fused Adam has no complex kernels
+        # fused Adam has no complex kernels, and does not go with gradient clipping where gradients are scaled
+        fused = all(p.is_cuda and not p.is_complex() for p in trained) and self.trainer.precision != "16-mixed"
         optimizer = torch.optim.Adam([g for g in groups if g["params"]], lr=o.learning_rate, fused=fused or None)
         if o.schedule == "constant":
             return optimizer

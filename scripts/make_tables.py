@@ -1,0 +1,67 @@
+"""Writes the tables of README.md from the files in results/: ``python scripts/make_tables.py``."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = ROOT / "results/navier_stokes_1e-5"
+RESOLUTIONS = (32, 64, 128, 256)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON file."""
+    return json.loads(path.read_text())
+
+
+def accuracy() -> str:
+    """Errors at the resolution of the training and at others."""
+    metrics = {r: {row["method"]: row for row in rows_of(RUN / f"metrics_{r}.json")} for r in RESOLUTIONS}
+    lines = [
+        "| network | parameters | 64² (trained) | 32² | 128² | 256² | H1 at 64² | spectrum error (log10) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in metrics[64].items():
+        others = " | ".join(f"{metrics[r][name]['relative_l2']:.4f}" for r in (32, 128, 256))
+        lines.append(
+            f"| {name} | {row['n_parameters']:,} | {row['relative_l2']:.4f} ± {row['relative_l2_standard_error']:.4f} | "
+            f"{others} | {row['relative_h1']:.3f} | {row['spectrum_error']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def speed() -> str:
+    """Time of the data set and of a training epoch."""
+    seconds = float((RUN / "simulate_seconds.txt").read_text())
+    lines = [
+        f"Simulating the set (1,200 trajectories, 256², T = 20 s), the whole command: {seconds:.0f} s.",
+        "",
+        "| epoch of 50 batches, 10-step roll-out | precision | seconds | peak memory (GB) |",
+        "|---|---|---|---|",
+    ]
+    for row in rows_of(ROOT / "results/benchmark_training.json"):
+        how = ["CUDA graph"] * row["cuda_graph"] + ["torch.compile"] * row["compile_net"] or ["eager"]
+        lines.append(
+            f"| {row['method']}, {' + '.join(how)} | {row['precision']} | {row['seconds_per_epoch']:.2f} | "
+            f"{row['peak_memory_bytes'] / 1e9:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {"accuracy": accuracy, "speed": speed}
+
+
+def fill(text: str) -> str:
+    """Replaces what stands between ``<!-- name -->`` and ``<!-- /name -->`` for every table."""
+    for name, table in TABLES.items():
+        found = re.findall(rf"<!-- {name} -->\n.*?<!-- /{name} -->", text, flags=re.DOTALL)
+        if len(found) != 1:
+            raise SystemExit(f"README.md has {len(found)} places for the table {name}, not one")
+        text = text.replace(found[0], f"<!-- {name} -->\n{table()}\n<!-- /{name} -->")
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(fill(readme.read_text()))
