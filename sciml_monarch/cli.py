@@ -138,7 +138,9 @@ def train(arguments: list[str]) -> None:
 
     import sciml_monarch.pde.data
     import sciml_monarch.pde.task  # noqa: F401  (its classes become names that a YAML can use)
-    from sciml_monarch.training import checkpointing, logging, open_folder, run
+    from sciml_monarch.training import checkpointing, loggers, open_folder, quiet, run
+
+    quiet()
 
     class SaveConfig(L.Callback):
         """Writes what runs, with every default, once data and network are known to fit."""
@@ -182,7 +184,7 @@ def train(arguments: list[str]) -> None:
         def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
             out = self.config.out
             self.trainer_defaults = {"callbacks": [SaveConfig(), *checkpointing(out, self.config.monitor)]}
-            return super().instantiate_trainer(default_root_dir=out, logger=logging(out), **kwargs)
+            return super().instantiate_trainer(default_root_dir=out, logger=loggers(out), **kwargs)
 
     cli = TrainCLI(
         L.LightningModule,

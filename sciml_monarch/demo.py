@@ -1,6 +1,5 @@
 """The job ``demo``: everything that this package does, once, on a problem small enough for two CPU cores."""
 
-import logging
 import shutil
 import sys
 import time
@@ -69,10 +68,10 @@ def demo(out: Path = Path("runs/demo"), overwrite: bool = False, problem: Proble
     from sciml_monarch.pde.evaluate import evaluate
     from sciml_monarch.pde.simulate import simulate
     from sciml_monarch.pde.task import Optimization, PDETask
-    from sciml_monarch.training import BEST, fit
+    from sciml_monarch.training import BEST, fit, quiet
 
     p = problem or Problem()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # devices and advertisements
+    quiet()
     if out.exists() and any(out.iterdir()):
         if not overwrite:
             raise InputError(f"{out}: holds an earlier demo; give --overwrite or another --out")

@@ -4,6 +4,7 @@
 ``OUT/csv/`` and ``OUT/tensorboard/`` the logs.
 """
 
+import logging
 import shutil
 import warnings
 from pathlib import Path
@@ -18,6 +19,12 @@ from sciml_monarch.errors import InputError
 
 LAST = Path("checkpoints/last.ckpt")
 BEST = Path("checkpoints/best.ckpt")
+
+
+def quiet() -> None:
+    """Silences what Lightning says of devices, seeds and products; its warnings stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @rank_zero_only
@@ -59,7 +66,7 @@ def checkpointing(out: Path, monitor: str | None) -> list[Callback]:
     return [best, last]
 
 
-def logging(out: Path) -> list[CSVLogger | TensorBoardLogger]:
+def loggers(out: Path) -> list[CSVLogger | TensorBoardLogger]:
     """CSV and TensorBoard logs in a run folder."""
     return [CSVLogger(out, name="csv"), TensorBoardLogger(out, name="tensorboard", version="")]
 
@@ -95,7 +102,7 @@ def fit(
     trainer = L.Trainer(
         **options | {"callbacks": [*options.get("callbacks", []), *checkpointing(out, monitor)]},
         default_root_dir=out,
-        logger=logging(out),
+        logger=loggers(out),
     )
     run(trainer, task, data, out, resume)
     return trainer

@@ -24,8 +24,9 @@ def accuracy() -> str:
     ]
     for name, row in metrics[64].items():
         others = " | ".join(f"{metrics[r][name]['relative_l2']:.4f}" for r in (32, 128, 256))
+        own = f"{row['relative_l2']:.4f} ± {row['relative_l2_standard_error']:.4f}"
         lines.append(
-            f"| {name} | {row['n_parameters']:,} | {row['relative_l2']:.4f} ± {row['relative_l2_standard_error']:.4f} | "
+            f"| {name} | {row['n_parameters']:,} | {own} | "
             f"{others} | {row['relative_h1']:.3f} | {row['spectrum_error']:.2f} |"
         )
     return "\n".join(lines)
