@@ -65,7 +65,7 @@ def predict(
     files = [out, *pictures[".png"], *pictures[".gif"]]
     taken = [str(path) for path in files if path.exists()]
     if taken and not force:
-        raise InputError(f"{', '.join(taken)}: exists; give --force true or another --out")
+        raise InputError(f"{', '.join(taken)}: exists; give --force or another --out")
     history, first_time, lengths = _read_history(checkpoint, description, input, index, start)
     with torch.no_grad():
         prediction = network.rollout(history[None].to(place), steps)[0].cpu()
