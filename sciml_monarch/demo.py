@@ -42,7 +42,7 @@ class Problem:
     n_steps: int = 10
     n_modes: int = 16
     width: int = 16
-    n_epochs: int = 25
+    n_epochs: int = 20
     batch_size: int = 10
     learning_rate: float = 3e-3
 
