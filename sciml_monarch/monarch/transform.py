@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,8 @@ class MonarchTransform(nn.Module):
 
     The products are computed in at least float32, also under autocast, and also when the module was converted
     to a half precision: the stored factors are then rounded, the arithmetic and the results are float32 or
-    complex64. For a transform exact to 1e-12 ask for it in the constructor; ``.double()`` later keeps
-    float32's rounding.
+    complex64. A transform that has not learned is exact in double precision too, whether asked for in the
+    constructor or converted later by ``.double()``; one that has learned keeps the rounding of its factors.
 
     Attributes:
         w1: First factor, ``(k, q, p)``, or ``(k, q, p, 2)`` for the complex kinds "dft", "dct" and "dst".
@@ -86,14 +86,26 @@ class MonarchTransform(nn.Module):
             parts = _exact(n, kind, inverse, centered, blocks)
         self.takes_real = parts.takes_real
         self.is_complex = parts.factors.w1.is_complex()
-        stored = [torch.view_as_real(w) if w.is_complex() else w for w in parts.factors]
+        self.blocks = blocks
         self.w1, self.w2 = (
             nn.Parameter(w.to(device=device, dtype=dtype.to_real()).contiguous(), requires_grad=learnable)
-            for w in stored
+            for w in _as_real(parts.factors)
         )
         for name, permutation in (("in", parts.permutation_in), ("out", parts.permutation_out)):
             moved = None if permutation is None else permutation.to(device)
             self.register_buffer(f"permutation_{name}", moved, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Conversions of ``nn.Module``; on the way to double precision fresh factors are computed anew."""
+        before = self.w1.data, self.w2.data
+        super()._apply(fn, recurse)
+        if self.w1.dtype == torch.float64 != before[0].dtype and not before[0].is_meta:
+            with torch.device("cpu"):
+                exact = _as_real(_exact(self.n, self.kind, self.inverse, self.centered, self.blocks).factors)
+            if all(torch.equal(old.cpu(), new.to(old.dtype)) for old, new in zip(before, exact, strict=True)):
+                self.w1.data.copy_(exact[0])
+                self.w2.data.copy_(exact[1])
+        return self
 
     def forward(self, x: Tensor, dim: int = -1) -> Tensor:
         """Transforms one axis.
@@ -254,6 +266,11 @@ def _exact(n: int, kind: Kind, inverse: bool, centered: bool, blocks: int | None
         case "haar":
             return init.haar(n, inverse=inverse, blocks=blocks, dtype=double)
     raise InputError(f'kind {kind!r} is none of "dft", "dct", "dst", "hadamard", "block_dct", "haar"')
+
+
+def _as_real(factors: Factors) -> list[Tensor]:
+    """The factors as they are stored: complex ones as real pairs."""
+    return [torch.view_as_real(w) if w.is_complex() else w for w in factors]
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[object]:

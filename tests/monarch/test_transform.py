@@ -292,3 +292,20 @@ def test_bad_input_is_named():
         MonarchTransform(12, "hadamard")
     with pytest.raises(ValueError, match="at least 1, but got 0"):
         MonarchTransform(0)
+
+
+@pytest.mark.parametrize("kind", ["dft", "dct", "haar"])
+def test_a_fresh_transform_is_exact_after_conversion_to_double(kind):
+    exact = MonarchTransform(24, kind, dtype=torch.float64).to_dense()
+    for transform in (MonarchTransform(24, kind), MonarchTransform(24, kind).bfloat16()):
+        assert relative_error(transform.to_dense(), exact) > 1e-9
+        assert relative_error(transform.double().to_dense(), exact) < 1e-14
+        assert relative_error(transform.float().double().to_dense(), exact) < 1e-14
+
+
+def test_conversion_to_double_keeps_what_was_learned():
+    transform = MonarchTransform(24)
+    with torch.no_grad():
+        transform.w1[0, 0, 0, 0] += 1e-3
+    learned = transform.w1.detach().clone()
+    assert torch.equal(transform.double().w1, learned.double())
