@@ -4,6 +4,7 @@ A mistake of the user's ends in one line on standard error and exit status 2.
 """
 
 import inspect
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -69,6 +70,12 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def _essence(message: str) -> str:
+    """What jsonargparse found wrong, without the alternatives that an optional class could have been."""
+    found = re.search(r"Errors:\s*- (.*?)\s*- Expected a <class 'NoneType'>", message, re.DOTALL)
+    return found[1] if found else message
+
+
 def _run(job: str, arguments: list[str]) -> None:
     if job == "simulate":
         from sciml_monarch.pde.simulate import simulate
@@ -118,7 +125,7 @@ def call(
     try:
         config = parser.parse_args(_with_flags(function, arguments))
     except ArgumentError as error:
-        raise InputError(str(error)) from None
+        raise InputError(_essence(str(error))) from None
     config.pop("config", None)
     return function(**instantiate(parser, config).as_dict())
 
@@ -170,7 +177,7 @@ def train(arguments: list[str]) -> None:
             try:
                 self.config = parser.parse_args(args)
             except ArgumentError as error:
-                raise InputError(str(error)) from None
+                raise InputError(_essence(str(error))) from None
 
         def before_instantiate_classes(self) -> None:
             open_folder(self.config.out, self.config.resume, self.config.overwrite)

@@ -122,10 +122,12 @@ def run(trainer: L.Trainer, task: L.LightningModule, data: L.LightningDataModule
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's, not to be mended here
             # checkpoints hold tensors and plain values only: nothing is unpickled
             trainer.fit(task, datamodule=data, ckpt_path=out / LAST if resume else None, weights_only=True)
+    except SystemExit:  # Lightning's answer to an interruption; the caller decides what that means
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
     except RuntimeError as error:
         if resume and "state_dict" in str(error):
             message = " ".join(str(error).split())
             raise InputError(f"{out / LAST}: a checkpoint of another network: {message}") from None
         raise
-    if trainer.interrupted:
-        raise KeyboardInterrupt

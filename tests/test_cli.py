@@ -1,6 +1,8 @@
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -319,3 +321,35 @@ def test_a_switch_stands_without_a_value(run, vorticity_folder, tmp_path):
     assert main([*command, "--out", str(out)]) == 2
     assert main([*command, "--out", str(out), "--force"]) == 0
     assert main([*command, "--force", "--out", str(out)]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_an_interrupted_training_can_be_resumed(name, vorticity_folder, tmp_path):
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "sciml_monarch",
+        "train",
+        "--config",
+        str(CONFIGS / "smoke/monarch_fno.yaml"),
+        "--data.init_args.path",
+        str(vorticity_folder),
+        "--out",
+        str(out),
+        *CPU,
+    ]
+    process = subprocess.Popen([*command, "--trainer.max_epochs", "100000"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while not (out / "checkpoints/last.ckpt").is_file():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(getattr(signal, name))
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130, text
+    assert text.rstrip().endswith("sciml-monarch train: interrupted")
+    done = torch.load(out / "checkpoints/last.ckpt", weights_only=True)["epoch"]
+    assert train(vorticity_folder, out, "--resume", "--trainer.max_epochs", str(done + 3)) == 0
+    assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["epoch"] == done + 2

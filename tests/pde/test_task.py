@@ -202,6 +202,22 @@ def test_options_out_of_range_are_refused(options):
         PDETask(monarch(), ema_decay=1.0)
 
 
+def test_cuda_graph_is_for_the_gpu_alone_and_says_what_it_does_not_go_with(vorticity_folder, tmp_path):
+    def train(graph, **options):
+        out = tmp_path / f"{graph}{len(options)}"
+        fit(
+            PDETask(monarch(), cuda_graph=graph),
+            data(vorticity_folder),
+            out,
+            trainer_options=CPU | {"max_epochs": 1} | options,
+        )
+        return weights(out / LAST)
+
+    assert same(train(True), train(False))
+    with pytest.raises(InputError, match="no gradient accumulation"):
+        train(True, accumulate_grad_batches=2)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 def test_cuda_graph_trains_like_eager(precision, vorticity_folder, tmp_path):
