@@ -162,8 +162,8 @@ class PDETask(L.LightningModule):
         """Relative L2 of the whole trajectory, the FNO paper's metric."""
         self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation."""
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """As in validation; of several test sets each has its own value."""
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:

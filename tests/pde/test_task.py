@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from sciml_monarch import InputError, load
-from sciml_monarch.pde import FNO, MonarchFNO, UNet
-from sciml_monarch.pde.data import Loader, TrajectoryData
+from sciml_monarch.pde import FNO, MonarchFNO, UNet, gaussian_random_field
+from sciml_monarch.pde.data import Loader, PairData, TrajectoryData
+from sciml_monarch.pde.synthetic import write_neuralop_darcy
 from sciml_monarch.pde.task import Optimization, PDETask, RolloutLoss
 from sciml_monarch.training import BEST, LAST, fit
 
@@ -231,3 +232,28 @@ def test_cuda_graph_trains_like_eager(precision, vorticity_folder, tmp_path):
     tolerance = 1e-3 if precision == "32" else 5e-2
     for (name, a), b in zip(eager.state_dict().items(), graphed.state_dict().values(), strict=True):
         assert (a - b).norm() <= tolerance * (a.norm() + 1e-3), name
+
+
+def test_pairs_are_trained_on_and_tested_at_two_resolutions(tmp_path):
+    for n, count in ((16, 24), (32, 4)):
+        field = gaussian_random_field(n, range(count), alpha=4.0, tau=3.0)
+        shifted = 5 + 2 * field.roll(n // 4, 1)  # the same map on both grids
+        write_neuralop_darcy(tmp_path / f"darcy_{n}.pt", field.numpy(), shifted.numpy())
+    source = PairData(
+        tmp_path / "darcy_16.pt", [tmp_path / "darcy_16.pt", tmp_path / "darcy_32.pt"], 20, 4, n_test=4, batch_size=5
+    )
+    task = PDETask(
+        MonarchFNO(1, 1, 8, (8, 8), (16, 16), n_layers=2, projection_channels=16), Optimization(learning_rate=1e-2)
+    )
+    trainer = fit(task, source, tmp_path / "run", trainer_options=CPU | {"max_epochs": 15})
+    scores = trainer.test(task, datamodule=source, verbose=False)
+    errors = [score[f"test/relative_l2/dataloader_idx_{i}"] for i, score in enumerate(scores)]
+    assert len(errors) == 2
+    assert errors[0] < 0.5
+    assert errors[1] < 1.2 * errors[0]  # the finer grid is new to the network
+    surrogate = load(tmp_path / "run" / LAST)
+    inputs, targets = next(iter(source.val_dataloader()))
+    mean, std = source.target_statistics()
+    assert torch.equal(surrogate.output_mean, mean)
+    assert torch.equal(surrogate.output_std, std)
+    assert surrogate.rollout(inputs, 1).shape == targets.shape
