@@ -40,14 +40,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if job not in JOBS:
         sys.stderr.write(f"sciml-monarch: there is no job {job!r}; jobs are {', '.join(JOBS)}\n")
         return 2
+    return guarded(f"sciml-monarch {job}", lambda: _run(job, rest))
+
+
+def guarded(name: str, job: Callable[[], object]) -> int:
+    """Runs a program so that a mistake of the user's ends in one line on standard error.
+
+    Args:
+        name: What the line begins with.
+        job: The program.
+
+    Returns:
+        Exit status: 0, or 2 after a mistake of the user's, or 130 after Ctrl-C or SIGTERM.
+    """
     previous = signal.signal(signal.SIGTERM, _interrupt)  # so that a job can stop in a state to resume from
     try:
-        _run(job, rest)
+        job()
     except (InputError, OSError) as error:
-        sys.stderr.write(f"sciml-monarch {job}: {_one_line(error)}\n")
+        sys.stderr.write(f"{name}: {_one_line(error)}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write(f"sciml-monarch {job}: interrupted\n")
+        sys.stderr.write(f"{name}: interrupted\n")
         return 130
     finally:
         signal.signal(signal.SIGTERM, previous)

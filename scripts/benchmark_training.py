@@ -132,6 +132,6 @@ def benchmark(
 
 
 if __name__ == "__main__":
-    from sciml_monarch.cli import call
+    from sciml_monarch.cli import call, guarded
 
-    call(benchmark, sys.argv[1:])
+    raise SystemExit(guarded("benchmark_training", lambda: call(benchmark, sys.argv[1:])))

@@ -1,0 +1,85 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sciml_monarch.pde.simulate import simulate
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def run(script, *arguments):
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / script), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+def test_training_benchmark_writes_a_row_a_network(tmp_path):
+    simulate(out=tmp_path / "data", n_trajectories=20, viscosity=1e-3, simulation_resolution=16, resolution=16)
+    out = tmp_path / "benchmark.json"
+    result = run(
+        "benchmark_training.py",
+        "--data",
+        tmp_path / "data",
+        "--out",
+        out,
+        "--n_train",
+        20,
+        "--n_epochs",
+        2,
+        "--n_warm_up",
+        1,
+        "--width",
+        4,
+        "--n_modes",
+        8,
+        "--device",
+        "cpu",
+    )
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(out.read_text())
+    assert [row["method"] for row in rows] == ["FNO", "MonarchFNO"]
+    assert all(row["seconds_per_epoch"] > 0 and row["batches"] == 1 for row in rows)
+
+
+def test_solver_benchmark_writes_its_rows(tmp_path):
+    out = tmp_path / "solver.json"
+    result = run(
+        "benchmark_solver.py",
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--n",
+        16,
+        "--resolution",
+        16,
+        "--chunks",
+        2,
+        "--backends",
+        "eager",
+        "--eager-chunk",
+        2,
+        "--n-trajectories",
+        4,
+        "--final-time",
+        1,
+        "--seconds-per-row",
+        0.05,
+        "--scratch",
+        tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert rows
+    assert all(row["relative_error_against_float64"] < 1e-4 for row in rows)
+
+
+def test_scripts_name_the_mistake(tmp_path):
+    result = run("benchmark_training.py", "--data", tmp_path / "absent", "--out", tmp_path / "x.json")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "absent" in result.stderr
