@@ -84,9 +84,15 @@ def _one_line(error: BaseException) -> str:
 
 
 def _essence(message: str) -> str:
-    """What jsonargparse found wrong, without the alternatives that an optional class could have been."""
-    found = re.search(r"Errors:\s*- (.*?)\s*- Expected a <class 'NoneType'>", message, re.DOTALL)
-    return found[1] if found else message
+    """What jsonargparse found wrong: key, reason and value, without what an option could also have been."""
+    reason = r"Errors:\s*- (.*?)(?:\s*- Expected a <class 'NoneType'>.*)?\s*Given value type"
+    found = re.search(reason, message, re.DOTALL)
+    if not found:
+        return message
+    key = re.match(r'Parser key "[^"]*":', message)
+    value = re.search(r"Given value: (.*)", message)
+    given = f" Given value: {value[1]}" if value and len(value[1]) < 60 else ""
+    return f"{key[0] if key else ''} {found[1]}{given}"
 
 
 def _run(job: str, arguments: list[str]) -> None:
@@ -154,11 +160,12 @@ def train(arguments: list[str]) -> None:
     """
     import lightning as L
     from jsonargparse import ArgumentError
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
     import sciml_monarch.pde.data
     import sciml_monarch.pde.task  # noqa: F401  (its classes become names that a YAML can use)
-    from sciml_monarch.training import checkpointing, loggers, open_folder, quiet, run
+    from sciml_monarch.training import check_folder, checkpointing, loggers, quiet, run
 
     quiet()
 
@@ -193,13 +200,16 @@ def train(arguments: list[str]) -> None:
                 raise InputError(_essence(str(error))) from None
 
         def before_instantiate_classes(self) -> None:
-            open_folder(self.config.out, self.config.resume, self.config.overwrite)
+            check_folder(self.config.out, self.config.resume, self.config.overwrite)
 
         def instantiate_classes(self) -> None:
             # as the parent's, which calls a method that jsonargparse 4.49 has renamed and warns of
             self.config_init = instantiate(self.parser, self.config)
             self.datamodule, self.model = self.config_init.data, self.config_init.model
-            self.trainer = self.instantiate_trainer()
+            try:
+                self.trainer = self.instantiate_trainer()
+            except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
+                raise InputError(str(error)) from None
 
         def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
             out = self.config.out

@@ -111,7 +111,7 @@ def demo(out: Path = Path("runs/demo"), overwrite: bool = False, problem: Proble
             },
         )
     _say(f"3/3  Evaluating on {p.n_test} unseen trajectories")
-    found = evaluate([out / name / BEST for name in runs], data_folder, out, n_test=p.n_test, device="cpu")
+    found = evaluate([out / name / BEST for name in runs], data_folder, out, device="cpu")
     fno, monarch = (float(str(row["relative_l2"])) for row in found.rows)
     comparison = "lower" if monarch < fno else "higher"
     _say(f"MonarchFNO's error is {abs(monarch / fno - 1):.0%} {comparison} than FNO's")

@@ -44,6 +44,8 @@ def surrogate_from_config(config: dict[str, Any], source: Path) -> Surrogate:
     """
     from sciml_monarch import pde
 
+    if not isinstance(config, dict):
+        raise InputError(f"{source}: its configuration is not a table of names and values")
     if config.get("format") != FORMAT:
         raise InputError(
             f"{source}: format {config.get('format')} of networks is not known; this version reads {FORMAT}"
@@ -52,10 +54,11 @@ def surrogate_from_config(config: dict[str, Any], source: Path) -> Surrogate:
     if not (isinstance(cls, type) and issubclass(cls, Operator)):
         raise InputError(f"{source}: holds a network {config.get('net')!r}, which this version does not know")
     try:
-        net = cls(**config["arguments"])
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once
+            net = cls(**config["arguments"])
         description = Description.from_dict(config["description"])
         return Surrogate(net, description)
-    except (TypeError, KeyError) as error:
+    except (AttributeError, TypeError, KeyError) as error:
         raise InputError(f"{source}: the configuration does not fit {cls.__name__}: {error}") from None
 
 
@@ -76,7 +79,7 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Surrogat
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such checkpoint or folder")
-    config, state = _read_folder(path, map_location) if path.is_dir() else _read_checkpoint(path, map_location)
+    config, state = _read_folder(path, map_location) if path.is_dir() else read_checkpoint(path, map_location)
     surrogate = surrogate_from_config(config, path)
     try:
         surrogate.load_state_dict(state)
@@ -85,17 +88,30 @@ def load(path: str | Path, map_location: str | torch.device = "cpu") -> Surrogat
     return surrogate.to(map_location).eval()
 
 
-def _read_checkpoint(path: Path, map_location: str | torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_checkpoint(
+    path: Path, map_location: str | torch.device = "cpu"
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Reads what a training checkpoint says of its network.
+
+    Args:
+        path: The ``.ckpt`` file.
+        map_location: Device of the weights.
+
+    Returns:
+        The configuration that :func:`surrogate_config` wrote, and the weights.
+
+    Raises:
+        InputError: The file is damaged, or of another program.
+    """
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:
         raise InputError(f"{path}: not a checkpoint that can be read ({type(error).__name__})") from None
-    if not isinstance(checkpoint, dict) or CHECKPOINT_KEY not in checkpoint:
-        raise InputError(f"{path}: a checkpoint of another program; it has no entry {CHECKPOINT_KEY!r}")
-    config = checkpoint[CHECKPOINT_KEY]
+    if not (isinstance(checkpoint, dict) and {CHECKPOINT_KEY, "state_dict"} <= checkpoint.keys()):
+        raise InputError(f"{path}: a checkpoint of another program; it lacks {CHECKPOINT_KEY!r} or 'state_dict'")
     prefix = "surrogate."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    return config, state
+    return checkpoint[CHECKPOINT_KEY], state
 
 
 def _read_folder(path: Path, map_location: str | torch.device) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,16 +7,21 @@
 import logging
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from sciml_monarch.errors import InputError
+from sciml_monarch.hub import read_checkpoint
 
+PARTS = ("checkpoints", "csv", "tensorboard", "config.yaml")
 LAST = Path("checkpoints/last.ckpt")
 BEST = Path("checkpoints/best.ckpt")
 
@@ -28,25 +33,50 @@ def quiet() -> None:
 
 
 @rank_zero_only
-def open_folder(out: Path, resume: bool, overwrite: bool) -> None:
+def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
     """Checks that a run may use a folder, before any data loads.
 
     Args:
         out: Run folder.
         resume: Whether to go on from the last checkpoint in it.
-        overwrite: Whether to delete an earlier run in it.
+        overwrite: Whether an earlier run in it may be replaced.
 
     Raises:
-        InputError: Nothing to resume from, or an earlier run and neither ``resume`` nor ``overwrite``.
+        InputError: Nothing to resume from or not a checkpoint, or an earlier run and neither ``resume`` nor
+            ``overwrite``.
     """
     if resume:
         if not (out / LAST).is_file():
             raise InputError(f"{out / LAST}: nothing to resume from; run without --resume")
-    elif (out / "checkpoints").exists() or (out / "config.yaml").exists():
-        if not overwrite:
-            raise InputError(f"{out}: holds an earlier run; give --resume, --overwrite or another --out")
-        for name in ("checkpoints", "csv", "tensorboard"):
-            shutil.rmtree(out / name, ignore_errors=True)
+        read_checkpoint(out / LAST)
+    elif not overwrite and any((out / name).exists() for name in PARTS):
+        raise InputError(f"{out}: holds an earlier run; give --resume, --overwrite or another --out")
+
+
+@contextmanager
+def _replacing_earlier_run(out: Path) -> Iterator[None]:
+    """Puts an earlier run aside and back again if the new one does not get as far as a checkpoint."""
+    aside = out / ".earlier"
+    earlier = [name for name in PARTS if (out / name).exists()]
+    for name in earlier:
+        aside.mkdir(exist_ok=True)
+        (out / name).rename(aside / name)
+    try:
+        yield
+    finally:
+        if earlier and not (out / LAST).is_file():
+            for name in earlier:
+                _remove(out / name)
+                (aside / name).rename(out / name)
+        if aside.exists():
+            shutil.rmtree(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def checkpointing(out: Path, monitor: str | None) -> list[Callback]:
@@ -95,9 +125,9 @@ def fit(
         The trainer after the fit.
 
     Raises:
-        InputError: See :func:`open_folder`.
+        InputError: See :func:`check_folder`.
     """
-    open_folder(out, resume, overwrite)
+    check_folder(out, resume, overwrite)
     options = {"num_sanity_val_steps": 0, "log_every_n_steps": 1, **(trainer_options or {})}
     trainer = L.Trainer(
         **options | {"callbacks": [*options.get("callbacks", []), *checkpointing(out, monitor)]},
@@ -115,8 +145,9 @@ def run(trainer: L.Trainer, task: L.LightningModule, data: L.LightningDataModule
         InputError: The checkpoint to resume from is of another network or task.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the last finished epoch can be resumed from.
     """
+    aside = nullcontext() if resume or not trainer.is_global_zero else _replacing_earlier_run(out)
     try:
-        with warnings.catch_warnings():
+        with aside, warnings.catch_warnings():
             if resume:  # the folder is to have checkpoints in it
                 warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated")  # Lightning's, not to be mended here
@@ -131,3 +162,5 @@ def run(trainer: L.Trainer, task: L.LightningModule, data: L.LightningDataModule
             message = " ".join(str(error).split())
             raise InputError(f"{out / LAST}: a checkpoint of another network: {message}") from None
         raise
+    except MisconfigurationException as error:
+        raise InputError(" ".join(str(error).split())) from None

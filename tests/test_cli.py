@@ -353,3 +353,82 @@ def test_an_interrupted_training_can_be_resumed(name, vorticity_folder, tmp_path
     done = torch.load(out / "checkpoints/last.ckpt", weights_only=True)["epoch"]
     assert train(vorticity_folder, out, "--resume", "--trainer.max_epochs", str(done + 3)) == 0
     assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["epoch"] == done + 2
+
+
+def test_overwriting_with_a_mistake_keeps_the_earlier_run(vorticity_folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(vorticity_folder, out, "--trainer.max_epochs", "1") == 0
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert train(tmp_path / "nowhere", out, "--overwrite") == 2
+    assert "nowhere" in one_line(capsys)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert train(vorticity_folder, out, "--overwrite", "--trainer.max_epochs", "2") == 0
+    assert torch.load(out / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+    assert not (out / ".earlier").exists()
+
+
+def test_resuming_from_what_is_no_checkpoint_of_this_run(run, vorticity_folder, tmp_path, capsys):
+    import shutil
+
+    def resume(content, *options):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        shutil.copytree(run, out)
+        if isinstance(content, bytes):
+            (out / "checkpoints/last.ckpt").write_bytes(content)
+        elif content is not None:
+            torch.save(content, out / "checkpoints/last.ckpt")
+        capsys.readouterr()
+        assert train(vorticity_folder, out, "--resume", "--trainer.max_epochs", "9", *options) == 2
+        return one_line(capsys)
+
+    whole = (run / "checkpoints/last.ckpt").read_bytes()
+    assert "last.ckpt: not a checkpoint" in resume(whole[: len(whole) // 2])
+    assert "last.ckpt: not a checkpoint" in resume(b"text")
+    assert "checkpoint of another program" in resume({"state_dict": {}})
+    assert "another network: its arguments" in resume(None, "--model.init_args.net.init_args.learn_transforms", "false")
+    assert "ema_decay is 0.9" in resume(None, "--model.init_args.ema_decay", "0.9")
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--trainer.precision", "nonsense"], ["trainer.precision", "nonsense"]),
+        (["--monitor", "val/nothing"], ["val/nothing"]),
+        (["--trainer.accelerator", "abacus"], ["abacus"]),
+    ],
+)
+def test_refusals_of_lightning_are_one_line_too(options, parts, vorticity_folder, tmp_path, capsys):
+    assert train(vorticity_folder, tmp_path / "run", *options) == 2
+    line = one_line(capsys)
+    assert all(part in line for part in parts)
+
+
+def test_networks_with_complex_parameters_are_refused_in_true_half_precision(vorticity_folder, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "sciml_monarch",
+        "train",
+        "--config",
+        str(CONFIGS / "smoke/fno.yaml"),
+        "--data.init_args.path",
+        str(vorticity_folder),
+        "--out",
+        str(tmp_path / "run"),
+        *CPU,
+    ]
+    result = subprocess.run([*command, "--trainer.precision", "bf16-true"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "FNO has complex parameters" in result.stderr.splitlines()[-1]
+
+
+def test_evaluation_on_trajectories_of_the_training_is_refused(run, vorticity_folder, tmp_path, capsys):
+    import json
+
+    command = ["evaluate", str(run / "checkpoints/last.ckpt"), "--data", str(vorticity_folder), "--device", "cpu"]
+    assert main([*command, "--n_test", "3", "--out", str(tmp_path / "no")]) == 2
+    assert "left its last 2 trajectories" in one_line(capsys)
+    assert not (tmp_path / "no").exists()
+    assert main([*command, "--out", str(tmp_path / "yes")]) == 0
+    assert json.loads((tmp_path / "yes/metrics.json").read_text())[0]["n_test"] == 2

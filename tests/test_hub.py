@@ -53,6 +53,9 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
     with pytest.raises(InputError, match=r"text\.ckpt: not a checkpoint"):
         load(tmp_path / "text.ckpt")
+    torch.save({"sciml_monarch": [1], "state_dict": {}}, tmp_path / "list.ckpt")
+    with pytest.raises(InputError, match=r"list\.ckpt: its configuration is not a table"):
+        load(tmp_path / "list.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(InputError, match=r"foreign\.ckpt: a checkpoint of another program"):
         load(tmp_path / "foreign.ckpt")
@@ -106,3 +109,12 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no space left"):
         save(make(NETS["MonarchFNO"]()), tmp_path / "net")
     assert {p.name: p.read_bytes() for p in (tmp_path / "net").iterdir()} == before
+
+
+def test_loading_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
+    save(make(NETS["MonarchFNO"]()), tmp_path / "net")
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load(tmp_path / "net")
+    assert torch.equal(torch.rand(3), expected)

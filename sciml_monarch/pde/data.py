@@ -101,6 +101,7 @@ class TrajectoryData(L.LightningDataModule):
             n_history=self.n_history,
             n_steps=self.n_steps,
             attributes=dict(source.attributes),
+            split={"n_trajectories": source.n_trajectories, "n_test": self.n_test},
         )
 
     def setup(self, stage: str | None = None) -> None:

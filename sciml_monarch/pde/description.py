@@ -22,6 +22,7 @@ class Description:
         n_history: Frames that a network sees.
         n_steps: Frames that it was trained to predict by roll-out.
         attributes: Physical parameters of the data set (viscosity, seed, ...).
+        split: Its ``n_trajectories``, and the last ``n_test`` that training left alone; empty if unknown.
     """
 
     fields: tuple[str, ...]
@@ -32,6 +33,7 @@ class Description:
     n_history: int
     n_steps: int
     attributes: dict[str, Attribute] = field(default_factory=dict)
+    split: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.fields) != len(self.units):
@@ -60,6 +62,7 @@ class Description:
                 n_history=int(values["n_history"]),
                 n_steps=int(values["n_steps"]),
                 attributes=dict(values["attributes"]),
+                split=dict(values.get("split", {})),
             )
         except KeyError as error:
             raise InputError(f"the description of the training data lacks {error}") from None

@@ -41,7 +41,7 @@ def evaluate(
     checkpoints: list[Path],
     data: Path,
     out: Path = Path("runs/evaluate"),
-    n_test: int = 200,
+    n_test: int | None = None,
     n_steps: int | None = None,
     n_horizons: int = 3,
     resolution: int | None = None,
@@ -59,7 +59,8 @@ def evaluate(
         checkpoints: Training checkpoints (.ckpt) or saved folders, one or more.
         data: Trajectories: a file, or a folder of shards, of any format that training reads.
         out: Folder for the results; earlier results in it are replaced.
-        n_test: Number of test trajectories, the last ones of the data. Training must not have seen them.
+        n_test: Number of test trajectories, the last ones of the data. By default, and at most, those that the
+            training left alone, if it was on the same data.
         n_steps: Frames that errors are taken over. By default the roll-out that the networks were trained
             for.
         n_horizons: Length of the free roll-out that is watched for divergence, in trained roll-outs.

@@ -48,7 +48,7 @@ class Protocol:
 def make_protocol(
     networks: Mapping[Path, Surrogate],
     data: Trajectories,
-    n_test: int,
+    n_test: int | None,
     n_steps: int | None = None,
     n_horizons: int = 3,
     resolution: int | None = None,
@@ -58,14 +58,16 @@ def make_protocol(
     Args:
         networks: Checkpoint to network, at least one.
         data: The trajectories.
-        n_test: The last ``n_test`` trajectories are the test.
+        n_test: The last ``n_test`` trajectories are the test; by default those that the training left alone on this
+            data, or all of data that it has not seen.
         n_steps: Frames that errors are taken over; by default the roll-out that the networks were trained
             for.
         n_horizons: Length of the free roll-out in trained roll-outs.
         resolution: Points on the first axis; by default the grid that the networks were trained on.
 
     Raises:
-        InputError: Fields, time step, grid or number of frames of data and networks do not fit each other.
+        InputError: Fields, time step, grid or number of frames of data and networks do not fit each other, or the
+            test would take in trajectories of the training.
     """
     for path, network in networks.items():
         check_rolls_out(path, network)
@@ -74,8 +76,16 @@ def make_protocol(
     for name, value in (("n_test", n_test), ("n_steps", n_steps), ("n_horizons", n_horizons)):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1")
+    unseen = {path: _n_unseen(network.description, data) for path, network in networks.items()}
+    fewest = min(unseen, key=lambda path: unseen[path])
+    n_test = unseen[fewest] if n_test is None else n_test
     if n_test > data.n_trajectories:
         raise InputError(f"n_test is {n_test}, but {data.path} has {data.n_trajectories} trajectories")
+    if n_test > unseen[fewest] or n_test == 0:
+        raise InputError(
+            f"{fewest}: training on {data.path} left its last {unseen[fewest]} trajectories for the test; "
+            f"n_test {n_test} would test on what the network has seen"
+        )
     descriptions = [network.description for network in networks.values()]
     trained = {d.n_steps for d in descriptions}
     if n_steps is None and len(trained) > 1:
@@ -102,6 +112,12 @@ def make_protocol(
         times=data.times[first : first + known],
         dt=descriptions[0].dt,
     )
+
+
+def _n_unseen(description: Description, data: Trajectories) -> int:
+    """How many of the last trajectories a network has not seen: all, unless it was trained on this data."""
+    same = description.attributes == data.attributes and description.split.get("n_trajectories") == data.n_trajectories
+    return description.split["n_test"] if same else data.n_trajectories
 
 
 def open_fields(path: Path, wanted: Set[tuple[str, ...]]) -> Trajectories:

@@ -101,6 +101,8 @@ class PDETask(L.LightningModule):
         self.ema_decay = ema_decay
         self.cuda_graph = cuda_graph
         self.compile_net = compile_net
+        # asked before the precision plugin converts the parameters
+        self._is_complex = any(p.is_complex() for p in net.parameters())
         # a plain attribute: the loss shares the surrogate's parameters, which are registered once
         self._loss = GraphedLoss(RolloutLoss(self.surrogate)) if cuda_graph else None
 
@@ -116,9 +118,12 @@ class PDETask(L.LightningModule):
             statistics = data.statistics()
             targets = data.target_statistics() if isinstance(data, PairData) else statistics
             self.surrogate.set_normalization(*statistics, *targets)
-            if self.trainer.precision == "16-mixed" and any(p.is_complex() for p in self.parameters()):
+            if self._is_complex and self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
                 name = type(self.surrogate.net).__name__
-                raise InputError(f"{name} has complex parameters, which 16-mixed cannot scale; use bf16-mixed or 32")
+                raise InputError(
+                    f"{name} has complex parameters, which do not exist in {self.trainer.precision}; "
+                    "use bf16-mixed or 32"
+                )
             if self.cuda_graph and (self.trainer.world_size > 1 or self.trainer.accumulate_grad_batches > 1):
                 raise InputError("cuda_graph needs one device and no gradient accumulation; switch one of them off")
 
@@ -202,6 +207,22 @@ class PDETask(L.LightningModule):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
         step = StepLR(optimizer, o.step_epochs, o.step_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": step, "interval": "epoch"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on from a checkpoint of another network, or with averaging switched on or off.
+
+        Raises:
+            InputError: Network, arguments or averaging differ from those of the checkpoint.
+        """
+        theirs, ours = checkpoint[CHECKPOINT_KEY], surrogate_config(self.surrogate)
+        for key in ("net", "arguments"):
+            if theirs[key] != ours[key]:
+                raise InputError(f"a checkpoint of another network: its {key} is {theirs[key]}, not {ours[key]}")
+        if ("current_model_state" in checkpoint) != (self.ema_decay is not None):
+            raise InputError(
+                f"ema_decay is {self.ema_decay}, but the checkpoint was trained "
+                f"{'without' if self.ema_decay is not None else 'with'} averaging; resume as it was started"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what :func:`sciml_monarch.load` needs to rebuild the network."""
