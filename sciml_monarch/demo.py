@@ -11,6 +11,10 @@ import torch
 
 from sciml_monarch.errors import InputError
 
+WRITTEN = {"data", "fno", "monarch_fno", "metrics.json", "metrics.csv", "report.html"} | {
+    f"{picture}.png" for picture in ("fields", "spectra", "error_growth")
+}
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -59,7 +63,7 @@ def demo(out: Path = Path("runs/demo"), overwrite: bool = False, problem: Proble
         problem: Sizes; by default such that it takes some minutes on two CPU cores.
 
     Raises:
-        InputError: ``out`` holds an earlier demo and ``overwrite`` is not set.
+        InputError: ``out`` holds an earlier demo and ``overwrite`` is not set, or anything else.
     """
     import lightning as L
 
@@ -72,10 +76,7 @@ def demo(out: Path = Path("runs/demo"), overwrite: bool = False, problem: Proble
 
     p = problem or Problem()
     quiet()
-    if out.exists() and any(out.iterdir()):
-        if not overwrite:
-            raise InputError(f"{out}: holds an earlier demo; give --overwrite or another --out")
-        shutil.rmtree(out)
+    _clear(out, overwrite)
     start = time.monotonic()
     data_folder = out / "data"
     n_total = p.n_train + p.n_val + p.n_test
@@ -116,6 +117,18 @@ def demo(out: Path = Path("runs/demo"), overwrite: bool = False, problem: Proble
     comparison = "lower" if monarch < fno else "higher"
     _say(f"MonarchFNO's error is {abs(monarch / fno - 1):.0%} {comparison} than FNO's")
     _say(f"done in {(time.monotonic() - start) / 60:.1f} minutes on {torch.get_num_threads()} threads")
+
+
+def _clear(out: Path, overwrite: bool) -> None:
+    """Deletes an earlier demo, and nothing that a demo does not write."""
+    if not out.exists():
+        return
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in WRITTEN)
+    if foreign:
+        raise InputError(f"{out}: holds {foreign[0]}, which no demo has written; give another --out")
+    if any(out.iterdir()) and not overwrite:
+        raise InputError(f"{out}: holds an earlier demo; give --overwrite or another --out")
+    shutil.rmtree(out)
 
 
 def _say(text: str) -> None:

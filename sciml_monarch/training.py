@@ -22,6 +22,7 @@ from sciml_monarch.errors import InputError
 from sciml_monarch.hub import read_checkpoint
 
 PARTS = ("checkpoints", "csv", "tensorboard", "config.yaml")
+EARLIER = ".earlier"
 LAST = Path("checkpoints/last.ckpt")
 BEST = Path("checkpoints/best.ckpt")
 
@@ -45,6 +46,7 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
         InputError: Nothing to resume from or not a checkpoint, or an earlier run and neither ``resume`` nor
             ``overwrite``.
     """
+    _settle(out)
     if resume:
         if not (out / LAST).is_file():
             raise InputError(f"{out / LAST}: nothing to resume from; run without --resume")
@@ -56,20 +58,27 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
 @contextmanager
 def _replacing_earlier_run(out: Path) -> Iterator[None]:
     """Puts an earlier run aside and back again if the new one does not get as far as a checkpoint."""
-    aside = out / ".earlier"
-    earlier = [name for name in PARTS if (out / name).exists()]
-    for name in earlier:
-        aside.mkdir(exist_ok=True)
-        (out / name).rename(aside / name)
+    for name in PARTS:
+        if (out / name).exists():
+            (out / EARLIER).mkdir(exist_ok=True)
+            (out / name).rename(out / EARLIER / name)
     try:
         yield
     finally:
-        if earlier and not (out / LAST).is_file():
-            for name in earlier:
-                _remove(out / name)
+        _settle(out)
+
+
+def _settle(out: Path) -> None:
+    """Decides between a run and the one put aside for it, also after a process that was killed in between."""
+    aside = out / EARLIER
+    if not aside.exists():
+        return
+    if not (out / LAST).is_file():
+        for name in PARTS:
+            _remove(out / name)
+            if (aside / name).exists():
                 (aside / name).rename(out / name)
-        if aside.exists():
-            shutil.rmtree(aside)
+    shutil.rmtree(aside)
 
 
 def _remove(path: Path) -> None:

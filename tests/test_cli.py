@@ -219,6 +219,10 @@ def test_demo_writes_everything_that_it_promises(tmp_path):
     assert len(list(out.glob("*.png"))) >= 3
     with pytest.raises(InputError, match="holds an earlier demo"):
         demo(out)
+    (out / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"holds thesis\.tex, which no demo has written"):
+        demo(out, overwrite=True)
+    assert (out / "metrics.json").is_file()
 
 
 def spoil(kind, folder, tmp_path):
@@ -432,3 +436,15 @@ def test_evaluation_on_trajectories_of_the_training_is_refused(run, vorticity_fo
     assert not (tmp_path / "no").exists()
     assert main([*command, "--out", str(tmp_path / "yes")]) == 0
     assert json.loads((tmp_path / "yes/metrics.json").read_text())[0]["n_test"] == 2
+
+
+def test_an_earlier_run_comes_back_after_its_successor_was_killed(run, vorticity_folder, tmp_path, capsys):
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(run, out / ".earlier")
+    (out / "csv").mkdir()  # what the killed run left, before its first checkpoint
+    assert train(vorticity_folder, out) == 2
+    assert "holds an earlier run" in one_line(capsys)
+    assert (out / "checkpoints/last.ckpt").read_bytes() == (run / "checkpoints/last.ckpt").read_bytes()
+    assert not (out / ".earlier").exists()

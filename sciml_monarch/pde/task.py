@@ -81,8 +81,8 @@ class PDETask(L.LightningModule):
         ema_decay: Decay per step of an exponential moving average of the weights, used in validation and saved as
             the weights of the checkpoint; ``None`` for no averaging.
         cuda_graph: Replay the loss and its gradient as one CUDA graph (one device, no gradient accumulation).
-        compile_net: Fuse the network's pointwise operations with ``torch.compile``; pays with ``cuda_graph`` and
-            costs a minute at the start. Not for ``FNO``, whose FFTs are complex.
+        compile_net: Fuse the network's pointwise operations with ``torch.compile``; pays with ``cuda_graph``; compiles
+            at the first step. Not for ``FNO``, whose FFTs are complex.
     """
 
     def __init__(

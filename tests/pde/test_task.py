@@ -1,3 +1,5 @@
+import shutil
+
 import lightning as L
 import pytest
 import torch
@@ -217,6 +219,21 @@ def test_cuda_graph_is_for_the_gpu_alone_and_says_what_it_does_not_go_with(vorti
     assert same(train(True), train(False))
     with pytest.raises(InputError, match="no gradient accumulation"):
         train(True, accumulate_grad_batches=2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at the prepared matrices
+def test_a_compiled_network_trains_like_the_plain_one(vorticity_folder, tmp_path):
+    def train(compiled):
+        task = PDETask(monarch(), Optimization(learning_rate=1e-2), compile_net=compiled)
+        fit(task, data(vorticity_folder), tmp_path / str(compiled), trainer_options=CPU | {"max_epochs": 2})
+        return weights(tmp_path / str(compiled) / LAST)
+
+    plain, compiled = train(False), train(True)
+    assert plain.keys() == compiled.keys()
+    for name in plain:
+        torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.cuda
