@@ -32,7 +32,8 @@ class Column:
         title: Heading.
         form: Format specification of the number.
         better: Which end of the scale wins, if any.
-        spread: Key of the standard error, shown behind the number.
+        spread: Key of the spread, shown behind the number: the standard error of PDE metrics, twice the standard
+            deviation of MRI metrics, as each field does.
         bound: Key of a flag which says that the number is a lower bound.
     """
 
@@ -53,9 +54,11 @@ COLUMNS = (
     Column("relative_l2_past_horizon", "L2 past horizon"),
     Column("max_rms_ratio", "largest amplitude", ".2f", None),
     Column("n_diverged", "diverged", "d", "lower"),
-    Column("nmse", "NMSE"),
-    Column("psnr", "PSNR (dB)", ".2f", "higher"),
-    Column("ssim", "SSIM", better="higher"),
+    Column("nmse", "NMSE", spread="nmse_2std"),
+    Column("psnr", "PSNR (dB)", ".2f", "higher", spread="psnr_2std"),
+    Column("ssim", "SSIM", better="higher", spread="ssim_2std"),
+    Column("hfen", "HFEN", spread="hfen_2std"),
+    Column("data_consistency", "data residual", spread="data_consistency_2std"),
     Column("n_parameters", "parameters", ",d", None),
     Column("ms_per_step", "ms per step", ".2f"),
     Column("train_seconds", "training (s)", ".0f", None),
@@ -173,6 +176,8 @@ def write_report(
 def _finite(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, Mapping):
+        return {key: _finite(v) for key, v in value.items()}
     return [_finite(v) for v in value] if isinstance(value, list) else value
 
 
