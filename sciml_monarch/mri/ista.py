@@ -1,0 +1,178 @@
+"""Unrolled proximal gradient with a learned sparsifying transform, and a CNN on top where there is data for it."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sciml_monarch.errors import InputError
+from sciml_monarch.mri.base import Recon, check_shapes, intensity
+from sciml_monarch.mri.linops import SenseOperator
+from sciml_monarch.mri.norms import safe_sqrt
+from sciml_monarch.mri.sparsity import BlockSparsity, Freedom, Start
+from sciml_monarch.mri.unet import UNet2d
+
+# Logarithms are stored divided by this, so that Adam moves them as much faster than the weights of a CNN.
+SPEED = 16.0
+N_POOLS = 3
+# Thresholds to start from, relative to the largest value of the zero-filled image. The mean of a block is no
+# detail, so it starts at almost nothing.
+THRESHOLD, MEAN_THRESHOLD = 3e-3, 1e-5
+
+
+class MonarchISTA(Recon):
+    """Proximal gradient steps that sparsify in a learned Monarch transform.
+
+    Step k of n::
+
+        r = z - eta_k A^H (A z - y)                        physics, exact
+        x' = r - W^H clip(W r, theta_k)                    W: Monarch matrix on each axis, theta: one per coefficient
+        z = x' + beta_k (x' - x)                           momentum
+
+    It starts as FISTA (Beck & Teboulle 2009) with soft thresholding in a block DCT or Haar transform; the transform,
+    thresholds, step sizes and momentum learn, with end-to-end gradients as in ISTA-Net (Zhang & Ghanem 2018). Blocks
+    are shifted at random in training; in use the thresholding is averaged over ``n_shifts`` of them (cycle spinning,
+    Coifman & Donoho 1995). With ``n_cascades`` U-Nets refine the result in as many further gradient steps, as in a
+    variational network; step sizes and the last layers start at zero, so that training begins at the sparse model.
+    (Without sparse steps the step sizes start at one.)
+
+    All images are scaled by the maximum of the zero-filled one. Tied blocks serve any image size.
+
+    Args:
+        n_steps: Proximal gradient steps; without any the network is a variational network on images.
+        block: Samples of a block on each axis.
+        start: Transform that W starts as.
+        shape: Points of the images; needed where blocks are not tied, and then the only shape on which W is the
+            learned one: on an axis of another size the blocks fall back to the exact transform, with a warning.
+        freedom: ``tied``: one block serves all positions; ``free``: each position has its own; ``coupled``: a second
+            Monarch factor, the identity at first, mixes blocks.
+        n_shifts: Shifts that are averaged in use.
+        n_cascades: Refining steps with a U-Net.
+        channels: Width of these U-Nets.
+
+    Raises:
+        InputError: ``shape`` is missing for blocks that are not tied, or a count is not positive.
+    """
+
+    def __init__(
+        self,
+        n_steps: int = 20,
+        block: int = 8,
+        start: Start = "dct",
+        shape: tuple[int, int] | None = None,
+        freedom: Freedom = "tied",
+        n_shifts: int = 4,
+        n_cascades: int = 0,
+        channels: int = 8,
+    ) -> None:
+        super().__init__(
+            {
+                "n_steps": n_steps,
+                "block": block,
+                "start": start,
+                "shape": None if shape is None else list(shape),
+                "freedom": freedom,
+                "n_shifts": n_shifts,
+                "n_cascades": n_cascades,
+                "channels": channels,
+            }
+        )
+        if n_shifts < 1 or min(n_steps, n_cascades) < 0:
+            raise InputError(
+                f"n_shifts {n_shifts} must be positive, n_steps {n_steps} and n_cascades {n_cascades} not negative"
+            )
+        self.sparsity = BlockSparsity(block, start, shape, freedom)
+        self.n_shifts = n_shifts
+        self.step = nn.Parameter(torch.zeros(n_steps))
+        self.momentum = nn.Parameter(_fista_momentum(n_steps) / SPEED)
+        self.threshold = nn.Parameter(torch.full((n_steps, block, block), math.log(THRESHOLD) / SPEED))
+        with torch.no_grad():
+            self.threshold[:, 0, 0] = math.log(MEAN_THRESHOLD) / SPEED
+        self.refine_step = nn.Parameter(torch.full((n_cascades,), 0.0 if n_steps else 1 / SPEED))
+        self.refine = nn.ModuleList(Refinement(channels) for _ in range(n_cascades))
+
+    def forward(self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
+        """See :class:`~sciml_monarch.mri.base.Recon`."""
+        check_shapes(kspace, mask, maps, self.needs_maps)
+        assert maps is not None
+        operator = SenseOperator(maps, mask)
+        scale = intensity(kspace)
+        b = operator.adjoint(kspace / scale)
+        x = z = b
+        step, threshold = (self.step * SPEED).exp(), (self.threshold * SPEED).exp()
+        for k, momentum in enumerate(self.momentum * SPEED):
+            r = z - step[k] * (operator.normal(z) - b)
+            clipped = [self.sparsity.clipped(r, threshold[k], shift) for shift in self._shifts(k)]
+            x, before = r - sum(clipped) / len(clipped), x
+            z = x + momentum * (x - before)
+        x = z
+        for step, refine in zip(self.refine_step * SPEED, self.refine, strict=True):
+            gradient = operator.normal(x) - b
+            x = x - step * gradient - refine(x, gradient)
+        return x * scale
+
+    def _shifts(self, step: int) -> list[tuple[int, int]]:
+        p = self.sparsity.block
+        if self.training:
+            drawn = torch.randint(p, (2,)).tolist()
+            return [(drawn[0], drawn[1])]
+        # a lattice that spreads over the block, moved on with the step so that all positions come up in turn
+        golden = 0.6180339887498949
+        return [
+            ((step + j * p // self.n_shifts) % p, int(p * ((step * self.n_shifts + j) * golden % 1)))
+            for j in range(self.n_shifts)
+        ]
+
+    def transform_parameters(self) -> list[nn.Parameter]:
+        """The factors of the sparsifying transform."""
+        return list(self.sparsity.parameters())
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """First the sparse model, then the U-Nets as well."""
+        refining = [*self.refine.parameters(), self.refine_step]
+        sparse = [self.step, self.momentum, self.threshold, *self.sparsity.parameters()]
+        return [sparse, refining] if len(self.refine) else [sparse]
+
+
+class Refinement(nn.Module):
+    """A U-Net that sees an image and the gradient of its data consistency; nothing at first.
+
+    Both are divided by the image's root mean square, and the result multiplied by it, so that
+    ``D(a x, a g) = a D(x, g)``.
+
+    Args:
+        channels: Channels of the finest of four levels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.unet = UNet2d(4, 2, channels, N_POOLS)
+        for parameter in self.unet.up_conv[-1][-1].parameters():  # type: ignore[index, union-attr]
+            nn.init.zeros_(parameter)
+
+    def forward(self, image: Tensor, gradient: Tensor) -> Tensor:
+        """Computes what is to be taken from the image.
+
+        Args:
+            image: ``(b, set, y, x)`` complex.
+            gradient: ``A^H (A image - y)``, of the same shape.
+
+        Returns:
+            Images ``(b, set, y, x)``.
+        """
+        size = safe_sqrt((image.real.square() + image.imag.square()).mean(dim=(-2, -1), keepdim=True))
+        size = torch.where(size > 0, size, 1)
+        planes = torch.stack([image.real, image.imag, gradient.real, gradient.imag], 2) / size[:, :, None]
+        change = self.unet(planes.flatten(0, 1)).float().unflatten(0, image.shape[:2])
+        return torch.complex(change[:, :, 0], change[:, :, 1]) * size
+
+
+def _fista_momentum(n: int) -> Tensor:
+    """Weights ``(t_k - 1) / t_{k+1}`` of FISTA; the last step has none, since nothing follows it."""
+    t, weights = 1.0, []
+    for _ in range(n):
+        after = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        weights.append((t - 1) / after)
+        t = after
+    weights[-1:] = [0.0] * min(n, 1)
+    return torch.tensor(weights)

@@ -1,0 +1,152 @@
+"""Learned block transforms in which images are sparse, as Monarch matrices on each axis."""
+
+import math
+import warnings
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sciml_monarch.errors import InputError
+from sciml_monarch.monarch import Factors, adjoint, multiply
+
+Start = Literal["dct", "haar"]
+Freedom = Literal["tied", "free", "coupled"]
+
+
+class BlockSparsity(nn.Module):
+    """A separable transform ``W`` of blocks of an image, and clipping in it.
+
+    On each axis of n samples W is a Monarch matrix whose first factor holds the n / p blocks (each p x p, at first the
+    orthonormal DCT-II or Haar matrix) and whose second is the identity, or, if blocks are coupled, starts as it.
+
+    Attributes:
+        w1: First factors of the two axes, ``(1, p, p)`` where tied, else ``(blocks, p, p)``.
+        w2: Second factors where coupled, ``(p, blocks, blocks)``.
+    """
+
+    def __init__(
+        self,
+        block: int = 8,
+        start: Start = "dct",
+        shape: tuple[int, int] | None = None,
+        freedom: Freedom = "tied",
+    ) -> None:
+        """Builds the exact transform.
+
+        Args:
+            block: Samples p of a block; a power of two for "haar".
+            start: Exact transform to start from.
+            shape: Points of the images, where blocks are not tied.
+            freedom: ``tied``, ``free`` or ``coupled``; see :class:`~sciml_monarch.mri.ista.MonarchISTA`.
+
+        Raises:
+            InputError: ``shape`` is missing, or ``block`` does not suit.
+        """
+        super().__init__()
+        if freedom != "tied" and shape is None:
+            raise InputError(f"freedom {freedom!r} binds the blocks to positions; give the shape of the images")
+        self.block, self.start, self.freedom = block, start, freedom
+        first = block_matrix(block, start).float()
+        copies = (1, 1) if freedom == "tied" or shape is None else tuple(-(-n // block) for n in shape)
+        self.w1 = nn.ParameterList(nn.Parameter(first.repeat(k, 1, 1)) for k in copies)
+        self.w2 = nn.ParameterList(
+            nn.Parameter(torch.eye(k).repeat(block, 1, 1)) for k in (copies if freedom == "coupled" else ())
+        )
+
+    def clipped(self, image: Tensor, threshold: Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
+        """What soft thresholding takes away: ``W^T clip(W image, threshold)``, with the blocks moved.
+
+        With an orthonormal W, ``image - clipped(image)`` is the proximal map of the weighted L1 norm. The real and
+        imaginary parts, and several sets of maps, share one magnitude, so that they are thresholded jointly.
+
+        Args:
+            image: ``(b, set, y, x)`` complex.
+            threshold: ``(p, p)``, real, not negative.
+            shift: Samples by which the blocks are moved, ``(y, x)``.
+
+        Returns:
+            Images ``(b, set, y, x)``.
+        """
+        ny, nx = image.shape[-2:]
+        p = self.block
+        planes = torch.view_as_real(image).movedim(-1, 2).flatten(1, 2)  # (b, 2 set, y, x)
+        pad_y, pad_x = -ny % p, -nx % p
+        if pad_y or pad_x:
+            planes = F.pad(planes, (0, pad_x, 0, pad_y))
+        if any(shift):
+            planes = planes.roll(shift, dims=(-2, -1))
+        patches = planes.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # (b, c, k, p, l, p)
+        back = self._tied(patches, threshold) if self.freedom == "tied" else self._placed(patches, threshold)
+        planes = back.flatten(-2).flatten(-3, -2)
+        if any(shift):
+            planes = planes.roll((-shift[0], -shift[1]), dims=(-2, -1))
+        planes = planes[..., :ny, :nx].unflatten(1, (-1, 2)).movedim(2, -1)
+        return torch.view_as_complex(planes.contiguous())
+
+    def _tied(self, patches: Tensor, threshold: Tensor) -> Tensor:
+        # all blocks alike: the two axes are one matrix, one product for all patches
+        p = self.block
+        both = torch.kron(self.w1[0][0], self.w1[1][0])
+        coefficients = patches.transpose(-3, -2).flatten(-2) @ both.T  # (b, c, k, l, p p)
+        clipped = _clip(coefficients, threshold.flatten())
+        return (clipped @ both).unflatten(-1, (p, p)).transpose(-3, -2)
+
+    def _placed(self, patches: Tensor, threshold: Tensor) -> Tensor:
+        rows, columns = (self._factors(axis, patches.shape[2 + 2 * axis]) for axis in range(2))
+        x = patches.flatten(-2).flatten(-3, -2)  # (b, c, y, x)
+        y = multiply(columns, multiply(rows, x.transpose(-2, -1)).transpose(-2, -1))
+        clipped = _clip(y.unflatten(-1, (-1, self.block)).unflatten(-3, (-1, self.block)), threshold[:, None, :])
+        z = adjoint(columns, clipped.flatten(-2).flatten(-3, -2))
+        z = adjoint(rows, z.transpose(-2, -1)).transpose(-2, -1)
+        return z.unflatten(-1, (-1, self.block)).unflatten(-3, (-1, self.block))
+
+    def _factors(self, axis: int, k: int) -> Factors:
+        """The Monarch matrix of an axis of k blocks."""
+        w1, p = self.w1[axis], self.block
+        if len(w1) == k:
+            second = self.w2[axis] if len(self.w2) else torch.eye(k, device=w1.device, dtype=w1.dtype).expand(p, k, k)
+            return Factors(w1, second)
+        warnings.warn(
+            f"{k} blocks on axis {axis - 2} where the learned transform has {len(w1)}: the exact {self.start} that it "
+            "started from is used on this axis",
+            stacklevel=4,
+        )
+        exact = block_matrix(p, self.start).to(w1)
+        return Factors(exact.expand(k, p, p), torch.eye(k, device=w1.device, dtype=w1.dtype).expand(p, k, k))
+
+
+def block_matrix(n: int, start: Start) -> Tensor:
+    """An orthonormal matrix whose rows are basis vectors, the constant one first.
+
+    Args:
+        n: Samples of a block.
+        start: "dct": the DCT-II; "haar": the Haar wavelets of all scales.
+
+    Returns:
+        ``(n, n)`` float64.
+
+    Raises:
+        InputError: n is below 2, or no power of two for "haar".
+    """
+    if n < 2 or (start == "haar" and n & (n - 1)):
+        raise InputError(f"block is {n}; it must be at least 2, and a power of two for haar")
+    if start == "dct":
+        index = torch.arange(n, dtype=torch.float64)
+        matrix = torch.cos(math.pi / n * (index + 0.5) * index[:, None]) * math.sqrt(2 / n)
+        matrix[0] /= math.sqrt(2)
+        return matrix
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < n:
+        smooth = torch.kron(matrix, torch.tensor([[1.0, 1.0]]).double())
+        detail = torch.kron(torch.eye(len(matrix)).double(), torch.tensor([[1.0, -1.0]]).double())
+        matrix = torch.cat([smooth, detail]) / math.sqrt(2)
+    return matrix
+
+
+def _clip(coefficients: Tensor, threshold: Tensor) -> Tensor:
+    """Shortens what is longer than the threshold, the length taken over the channels."""
+    # 1e-20: the gradient at zero is zero, not NaN
+    length = (coefficients.square().sum(1, keepdim=True) + 1e-20).sqrt()
+    return coefficients * (threshold / length).clamp(max=1.0)
