@@ -8,6 +8,8 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,9 +19,10 @@ from sciml_monarch.errors import InputError
 JOBS = {
     "simulate": "make a Navier-Stokes data set",
     "train": "train a network from a YAML configuration",
-    "evaluate": "compare trained networks on unseen trajectories",
-    "predict": "roll a trained network out from a file",
-    "demo": "simulate, train, evaluate and report on a small problem",
+    "evaluate": "compare trained PDE networks, or MRI reconstructions, on unseen data",
+    "predict": "roll a trained PDE network out from a file",
+    "reconstruct": "turn MRI scans into volumes, by a trained network or a classical method",
+    "demo": "both tasks on small problems: make data, train, evaluate, report",
 }
 
 
@@ -103,17 +106,61 @@ def _run(job: str, arguments: list[str]) -> None:
     elif job == "train":
         train(arguments)
     elif job == "evaluate":
-        from sciml_monarch.pde.evaluate import evaluate
-
-        call(evaluate, arguments, "checkpoints", "+")
+        evaluate(arguments)
     elif job == "predict":
         from sciml_monarch.pde.predict import predict
 
         call(predict, arguments, "checkpoint")
+    elif job == "reconstruct":
+        from sciml_monarch.mri.reconstruct import reconstruct
+
+        call(reconstruct, arguments, "inputs", "+")
     else:
         from sciml_monarch.demo import demo
 
         call(demo, arguments)
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Compares PDE checkpoints or MRI reconstructions, whichever is given first.
+
+    Args:
+        arguments: Command line; it begins with checkpoints, or with folders of reconstructed volumes.
+
+    Raises:
+        InputError: As the two evaluations.
+    """
+    if arguments and arguments[0] in ("-h", "--help"):
+        for title, job in (("PDE networks", _evaluate_pde), ("MRI reconstructions", _evaluate_mri)):
+            sys.stdout.write(f"\n=== {title} ===\n")
+            with suppress(SystemExit):
+                job(arguments)
+        raise SystemExit(0)
+    given = [Path(argument) for argument in takewhile(lambda a: not a.startswith("-"), arguments)]
+    # a mistake in a command line with --target is best explained by the evaluation that has this option
+    if any(map(_holds_volumes, given)) or any(a.partition("=")[0] == "--target" for a in arguments):
+        _evaluate_mri(arguments)
+    else:
+        _evaluate_pde(arguments)
+
+
+def _evaluate_pde(arguments: list[str]) -> None:
+    from sciml_monarch.pde.evaluate import evaluate
+
+    call(evaluate, arguments, "checkpoints", "+")
+
+
+def _evaluate_mri(arguments: list[str]) -> None:
+    from sciml_monarch.mri.evaluate import evaluate_mri
+
+    call(evaluate_mri, arguments, "predictions", "+")
+
+
+def _holds_volumes(path: Path) -> bool:
+    """Whether this is a reconstructed volume or a folder of such, and not a network."""
+    if path.is_dir():
+        return not (path / "config.json").exists() and any(p.suffix in (".h5", ".hdf5") for p in path.iterdir())
+    return path.is_file() and path.suffix in (".h5", ".hdf5")
 
 
 def call(
@@ -163,9 +210,11 @@ def train(arguments: list[str]) -> None:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+    import sciml_monarch.mri.data
+    import sciml_monarch.mri.task
     import sciml_monarch.pde.data
-    import sciml_monarch.pde.task  # noqa: F401  (its classes become names that a YAML can use)
-    from sciml_monarch.training import check_folder, checkpointing, loggers, quiet, run
+    import sciml_monarch.pde.task  # noqa: F401  (their classes become names that a YAML can use)
+    from sciml_monarch.training import check_folder, checkpointing, loggers, monitor_of, quiet, run
 
     quiet()
 
@@ -188,8 +237,9 @@ def train(arguments: list[str]) -> None:
             parser.add_argument(
                 "--monitor",
                 type=str | None,
-                default="val/relative_l2",
-                help="logged value whose smallest marks the best checkpoint; null where nothing is validated",
+                default="auto",
+                help="logged value whose smallest marks the best checkpoint: auto is val/relative_l2 of a PDE and "
+                "val/nmse of a reconstruction; null where nothing is validated",
             )
             parser.set_defaults({"trainer.num_sanity_val_steps": 0})
 
@@ -213,7 +263,8 @@ def train(arguments: list[str]) -> None:
 
         def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
             out = self.config.out
-            self.trainer_defaults = {"callbacks": [SaveConfig(), *checkpointing(out, self.config.monitor)]}
+            monitor = monitor_of(self.model, self.config.monitor)
+            self.trainer_defaults = {"callbacks": [SaveConfig(), *checkpointing(out, monitor)]}
             return super().instantiate_trainer(default_root_dir=out, logger=loggers(out), **kwargs)
 
     cli = TrainCLI(

@@ -5,6 +5,7 @@
 """
 
 import logging
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -57,13 +58,21 @@ def check_folder(out: Path, resume: bool, overwrite: bool) -> None:
 
 @contextmanager
 def _replacing_earlier_run(out: Path) -> Iterator[None]:
-    """Puts an earlier run aside and back again if the new one does not get as far as a checkpoint."""
+    """Puts an earlier run aside, and back again if the new one does not get as far as a checkpoint.
+
+    Of a run that does not get so far nothing stays, so that it can be started again once its mistake is mended.
+    """
     for name in PARTS:
         if (out / name).exists():
             (out / EARLIER).mkdir(exist_ok=True)
             (out / name).rename(out / EARLIER / name)
     try:
         yield
+    except BaseException:
+        if not (out / LAST).is_file():
+            for name in PARTS:
+                _remove(out / name)
+        raise
     finally:
         _settle(out)
 
@@ -105,6 +114,14 @@ def checkpointing(out: Path, monitor: str | None) -> list[Callback]:
     return [best, last]
 
 
+def monitor_of(task: L.LightningModule, monitor: str | None) -> str | None:
+    """What marks the best network: ``monitor``, or of ``auto`` the task's own.
+
+    That is ``val/nmse`` of a reconstruction and ``val/relative_l2`` of a PDE.
+    """
+    return getattr(task, "MONITOR", "val/relative_l2") if monitor == "auto" else monitor
+
+
 def loggers(out: Path) -> list[CSVLogger | TensorBoardLogger]:
     """CSV and TensorBoard logs in a run folder."""
     return [CSVLogger(out, name="csv"), TensorBoardLogger(out, name="tensorboard", version="")]
@@ -116,7 +133,7 @@ def fit(
     out: Path,
     resume: bool = False,
     overwrite: bool = False,
-    monitor: str | None = "val/relative_l2",
+    monitor: str | None = "auto",
     trainer_options: dict[str, Any] | None = None,
 ) -> L.Trainer:
     """Trains in a run folder; what ``sciml-monarch train`` does after it has read its configuration.
@@ -127,7 +144,8 @@ def fit(
         out: Run folder.
         resume: Go on from the last checkpoint in it.
         overwrite: Delete an earlier run in it.
-        monitor: Logged value whose smallest marks the best network; ``None`` where nothing is validated.
+        monitor: Logged value whose smallest marks the best network, ``auto``: the task's own (:func:`monitor_of`);
+            ``None`` where nothing is validated.
         trainer_options: Arguments of Lightning's ``Trainer``.
 
     Returns:
@@ -139,7 +157,7 @@ def fit(
     check_folder(out, resume, overwrite)
     options = {"num_sanity_val_steps": 0, "log_every_n_steps": 1, **(trainer_options or {})}
     trainer = L.Trainer(
-        **options | {"callbacks": [*options.get("callbacks", []), *checkpointing(out, monitor)]},
+        **options | {"callbacks": [*options.get("callbacks", []), *checkpointing(out, monitor_of(task, monitor))]},
         default_root_dir=out,
         logger=loggers(out),
     )
@@ -171,5 +189,11 @@ def run(trainer: L.Trainer, task: L.LightningModule, data: L.LightningDataModule
             message = " ".join(str(error).split())
             raise InputError(f"{out / LAST}: a checkpoint of another network: {message}") from None
         raise
+    except InputError as error:
+        # a worker hands on its traceback as the message
+        in_worker = re.search(r"in DataLoader worker .*errors\.InputError: (.*)", str(error), re.DOTALL)
+        if in_worker is None:
+            raise
+        raise InputError(in_worker[1].strip()) from None
     except MisconfigurationException as error:
         raise InputError(" ".join(str(error).split())) from None

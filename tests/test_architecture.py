@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "sciml_monarch"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-PROGRAMS = {"cli", "training", "demo", "__main__"}
+PROGRAMS = {"cli", "training", "demo", "demo_mri", "demo_pde", "__main__"}
 # room -> rooms of this package that it must not import: monarch -> pde | mri -> programs
 FORBIDDEN = {
     "monarch": {"pde", "mri", "hub", "plots", "report", *PROGRAMS},

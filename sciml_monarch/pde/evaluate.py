@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sciml_monarch import hub, plots, report
+from sciml_monarch.devices import choose_device
 from sciml_monarch.errors import InputError
 from sciml_monarch.pde.base import n_parameters
 from sciml_monarch.pde.description import Description
@@ -83,7 +84,7 @@ def evaluate(
     repeated = sorted({str(path) for path in checkpoints if checkpoints.count(path) > 1})
     if repeated or not checkpoints:
         raise InputError(f"checkpoints given twice: {', '.join(repeated)}" if repeated else "no checkpoint is given")
-    networks = {path: hub.load(path) for path in checkpoints}
+    networks = {path: hub.load_surrogate(path) for path in checkpoints}
     names = method_names({path: type(network.net).__name__ for path, network in networks.items()})
     trajectories = open_fields(data, {network.description.fields for network in networks.values()})
     try:
@@ -112,23 +113,6 @@ def evaluate(
     for path in (*pictures.values(), page):
         console.print(str(path), soft_wrap=True, highlight=False)
     return Evaluation(rows, pictures, page)
-
-
-def choose_device(name: str) -> torch.device:
-    """Turns ``"auto"`` or the name of a device into one that exists.
-
-    Raises:
-        InputError: There is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used here ({reason}); give cpu or auto") from None
-    return device
 
 
 def method_names(classes: Mapping[Path, str]) -> dict[Path, str]:

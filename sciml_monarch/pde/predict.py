@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from sciml_monarch import hub, plots
+from sciml_monarch.devices import choose_device
 from sciml_monarch.errors import InputError
 from sciml_monarch.files import replacing
 from sciml_monarch.pde.description import Description
-from sciml_monarch.pde.evaluate import choose_device
 from sciml_monarch.pde.protocol import check_fields, check_rolls_out, check_time_step, open_fields
 from sciml_monarch.version import version
 
@@ -55,7 +55,7 @@ def predict(
     place = choose_device(device)
     if steps < 1:
         raise InputError(f"steps is {steps}; it must be at least 1")
-    network = hub.load(checkpoint).to(place)
+    network = hub.load_surrogate(checkpoint).to(place)
     description = network.description
     check_rolls_out(checkpoint, network)
     pictures = {

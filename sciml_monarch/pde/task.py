@@ -1,16 +1,17 @@
 """Training of an operator by roll-out, as a Lightning module."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
+from sciml_monarch import optimization
 from sciml_monarch.errors import InputError
 from sciml_monarch.hub import CHECKPOINT_KEY, surrogate_config
+from sciml_monarch.optimization import make_optimizer
 from sciml_monarch.pde.base import Operator
 from sciml_monarch.pde.data import PairData, TrajectoryData
 from sciml_monarch.pde.graph import GraphedLoss
@@ -21,32 +22,12 @@ Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Optimization:
-    """Adam and its schedule.
+class Optimization(optimization.Optimization):
+    """Adam and its schedule, with the defaults of FNO's recipe."""
 
-    Attributes:
-        learning_rate: Rate at the start.
-        weight_decay: L2 penalty of Adam, as in FNO's recipe; transform factors get none.
-        schedule: ``cosine`` falls to zero at the last step, ``step`` multiplies by ``step_factor`` every
-            ``step_epochs`` epochs, ``constant`` does neither.
-        step_epochs: Epochs between two reductions.
-        step_factor: Factor of a reduction.
-        transform_rate: Learning rate of the transform factors relative to the others.
-    """
-
-    learning_rate: float = 1e-3
     weight_decay: float = 1e-4
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
     step_epochs: int = 100
     step_factor: float = 0.5
-    transform_rate: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.weight_decay < 0 or self.transform_rate < 0:
-            raise InputError(
-                f"learning_rate {self.learning_rate} must be positive, weight_decay {self.weight_decay} and "
-                f"transform_rate {self.transform_rate} not negative"
-            )
 
 
 DEFAULT_OPTIMIZATION = Optimization()
@@ -186,27 +167,7 @@ class PDETask(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with a parameter group without weight decay for the transform factors."""
-        o = self.optimization
-        transforms = {id(p) for p in self.surrogate.net.transform_parameters()}
-        trained = [p for p in self.surrogate.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in trained if id(p) not in transforms], "weight_decay": o.weight_decay},
-            {
-                "params": [p for p in trained if id(p) in transforms],
-                "weight_decay": 0.0,
-                "lr": o.learning_rate * o.transform_rate,
-            },
-        ]
-        # fused Adam has no complex kernels, and does not go with gradient clipping where gradients are scaled
-        fused = all(p.is_cuda and not p.is_complex() for p in trained) and self.trainer.precision != "16-mixed"
-        optimizer = torch.optim.Adam([g for g in groups if g["params"]], lr=o.learning_rate, fused=fused or None)
-        if o.schedule == "constant":
-            return optimizer
-        if o.schedule == "cosine":
-            cosine = CosineAnnealingLR(optimizer, T_max=int(self.trainer.estimated_stepping_batches))
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
-        step = StepLR(optimizer, o.step_epochs, o.step_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": step, "interval": "epoch"}}
+        return make_optimizer(self, self.surrogate.net.transform_parameters(), self.optimization)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to go on from a checkpoint of another network, or with averaging switched on or off.
