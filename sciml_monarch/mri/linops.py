@@ -61,8 +61,12 @@ class SenseOperator:
         Returns:
             K-space ``(b, coil, y, x)``, zero where not sampled.
         """
-        coils = (self._maps * image.unsqueeze(2)).sum(1)
-        kspace = _fft2(coils) * self._after if self.transform is None else self.transform.forward(coils)
+        coils = self._weighted(image)
+        kspace = (
+            torch.fft.fft2(coils, norm="ortho") * self._after
+            if self.transform is None
+            else self.transform.forward(coils)
+        )
         return self._sampled(kspace)
 
     def adjoint(self, kspace: Tensor) -> Tensor:
@@ -76,7 +80,7 @@ class SenseOperator:
         """
         kspace = self._sampled(kspace)
         if self.transform is None:
-            return self._combined(_ifft2(kspace * self._after.conj()))
+            return self._combined(torch.fft.ifft2(kspace * self._after.conj(), norm="ortho"))
         return self._combined(self.transform.inverse(kspace))
 
     def normal(self, image: Tensor) -> Tensor:
@@ -90,19 +94,18 @@ class SenseOperator:
         """
         if self.transform is not None:
             return self.adjoint(self.forward(image))
-        coils = (self._maps * image.unsqueeze(2)).sum(1)
-        return self._combined(_ifft2(self._sampled(_fft2(coils))))
+        # of whole columns every row is sampled, and the transform along it cancels with its inverse
+        axes = (-1,) if self.mask.shape[-2] == 1 else (-2, -1)
+        kspace = self._sampled(torch.fft.fftn(self._weighted(image), dim=axes, norm="ortho"))
+        return self._combined(torch.fft.ifftn(kspace, dim=axes, norm="ortho"))
 
     def _sampled(self, kspace: Tensor) -> Tensor:
         return kspace.where(self.mask, 0.0)
 
+    def _weighted(self, image: Tensor) -> Tensor:
+        if self._maps.shape[1] == 1:  # a sum over one set would be one more copy
+            return self._maps[:, 0] * image
+        return (self._maps * image.unsqueeze(2)).sum(1)
+
     def _combined(self, coils: Tensor) -> Tensor:
         return (self._maps.conj() * coils.unsqueeze(1)).sum(2)
-
-
-def _fft2(x: Tensor) -> Tensor:
-    return torch.fft.fft2(x, norm="ortho")
-
-
-def _ifft2(y: Tensor) -> Tensor:
-    return torch.fft.ifft2(y, norm="ortho")

@@ -80,6 +80,14 @@ def test_sense_operator_is_what_its_definition_says():
     assert relative_error(SenseOperator(maps, mask).adjoint(kspace), back) < 1e-13
 
 
+@pytest.mark.parametrize("two_d", [False, True])
+@pytest.mark.parametrize("n_sets", [1, 2])
+def test_normal_operator_is_the_adjoint_of_the_forward_one(n_sets, two_d):
+    _, mask, maps, image = scan(21, 18, n_sets=n_sets, two_d=two_d, dtype=torch.complex128)
+    operator = SenseOperator(maps, mask)
+    assert relative_error(operator.normal(image), operator.adjoint(operator.forward(image))) < 1e-13
+
+
 def test_unsampled_points_are_zero_without_a_sign():
     _, mask, maps, image = scan()
     left_out = SenseOperator(maps, mask).forward(-image)[~mask.expand(2, 4, 32, 28)]
