@@ -321,7 +321,7 @@ def classical(arguments: argparse.Namespace) -> None:
         "CG-SENSE": [
             partial(_classical, cg_sense, n_iterations=i, regularization=r)
             for i in (3, 5, 8, 12, 20, 30)
-            for r in (0.0, 1e-3, 1e-2)
+            for r in (0.0, 1e-3, 1e-2, 1e-1)
         ],
     }
     settings["L1-wavelet"] = [  # on maps that end at the head's edge it is better stopped early, as CG is
