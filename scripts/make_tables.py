@@ -1,7 +1,8 @@
-"""Writes the tables of README.md from the files in results/: ``python scripts/make_tables.py``."""
+"""Writes the tables of the README files from what is in results/: ``python scripts/make_tables.py``."""
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +51,49 @@ def speed() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"accuracy": accuracy, "speed": speed}
+def few_slices() -> str:
+    """PSNR of MRI networks trained on few slices, mean and standard error over three test heads with a seed each."""
+    folder = ROOT / "results/mri_few_slices"
+    found: dict[tuple[str, str, int, int], list[float]] = {}
+    parameters: dict[str, int] = {}
+    for file in ("classical.jsonl", "rows.jsonl"):
+        for line in (folder / file).read_text().splitlines():
+            row = json.loads(line)
+            if row["table"] == "unrolled":
+                key = (row["network"], row["mask"], row["acceleration"], row["n_slices"])
+                found.setdefault(key, []).append(row["scores"]["same"]["psnr"])
+                parameters.setdefault(row["network"], row.get("n_parameters", 0))
+    columns = [(mask, r) for mask in ("equispaced", "poisson") for r in (4, 8)]
+    titles = " | ".join(f"{mask} {r}x, {n}" for mask, r in columns for n in ("1 slice", "100"))
+    lines = [f"| method | parameters | {titles} |", "|---|---|" + "---|" * 8]
+    for network, count in parameters.items():
+        cells = []
+        for mask, r in columns:
+            for n in (1, 100) if count else (0, 0):
+                values = found.get((network, mask, r, n), [])
+                error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+                cells.append(f"{statistics.mean(values):.1f} ± {error:.1f}" if len(values) == 3 else "not yet")
+        lines.append(f"| {network} | {count or '':{',' if count else ''}} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def fill(text: str) -> str:
-    """Replaces what stands between ``<!-- name -->`` and ``<!-- /name -->`` for every table."""
-    for name, table in TABLES.items():
+TABLES = {
+    "README.md": {"accuracy": accuracy, "speed": speed},
+    "results/mri_few_slices/README.md": {"few_slices": few_slices},
+}
+
+
+def fill(file: str) -> str:
+    """A file with what stands between ``<!-- name -->`` and ``<!-- /name -->`` replaced for each of its tables."""
+    text = (ROOT / file).read_text()
+    for name, table in TABLES[file].items():
         found = re.findall(rf"<!-- {name} -->\n.*?<!-- /{name} -->", text, flags=re.DOTALL)
         if len(found) != 1:
-            raise SystemExit(f"README.md has {len(found)} places for the table {name}, not one")
+            raise SystemExit(f"{file} has {len(found)} places for the table {name}, not one")
         text = text.replace(found[0], f"<!-- {name} -->\n{table()}\n<!-- /{name} -->")
     return text
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(fill(readme.read_text()))
+    for file in TABLES:
+        (ROOT / file).write_text(fill(file))

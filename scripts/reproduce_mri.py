@@ -324,7 +324,7 @@ def classical(arguments: argparse.Namespace) -> None:
             for r in (0.0, 1e-3, 1e-2, 1e-1)
         ],
     }
-    settings["L1-wavelet"] = [  # on maps that end at the head's edge it is better stopped early, as CG is
+    settings["L1-wavelet"] = [
         partial(_classical, l1_wavelet, regularization=w, n_iterations=i)
         for i in (8, 15, 30, 60)
         for w in (1e-3, 3e-3, 1e-2, 3e-2)

@@ -89,7 +89,7 @@ def l1_wavelet(
             x = wavelet_adjoint(wavelet(r).soft_threshold(regularization))
             after = (1 + math.sqrt(1 + 4 * t * t)) / 2
             z, t = x + (t - 1) / after * (x - before), after
-        return x * scale
+        return _within(x, maps) * scale
 
 
 def sigpy_l1_wavelet(
@@ -124,4 +124,9 @@ def sigpy_l1_wavelet(
         weights = mask[i % len(mask), 0].expand(y.shape[-2:]).cpu().numpy().astype(y.real.dtype)
         found = L1WaveletRecon(y, s, regularization, weights=weights, max_iter=n_iterations, show_pbar=False).run()
         images.append(torch.from_numpy(found).to(kspace))
-    return torch.stack(images)[:, None] * scale
+    return _within(torch.stack(images)[:, None], maps) * scale
+
+
+def _within(image: Tensor, maps: Tensor) -> Tensor:
+    """Zero where no coil sees anything: the data says nothing of what wavelets leave there."""
+    return image.where(maps.abs().amax(2) > 0, 0)

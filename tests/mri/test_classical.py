@@ -66,6 +66,15 @@ def test_l1_wavelet_minimises_its_objective():
         assert objective(best + step) > objective(best)
 
 
+@pytest.mark.parametrize("method", [l1_wavelet, sigpy_l1_wavelet])
+def test_l1_wavelet_is_zero_where_no_coil_sees(method):
+    kspace, mask, maps, _ = scan(32, 32, keep=0.5, two_d=True)
+    maps[..., :6] = 0
+    image = method(kspace, mask, maps, 1e-3, 5)
+    assert image[..., :6].abs().max() == 0
+    assert image[..., 6:12].abs().min() > 0
+
+
 def test_l1_wavelet_follows_the_scale():
     kspace, mask, maps, _ = scan(keep=0.5, two_d=True)
     expected = 1e-5 * l1_wavelet(kspace, mask, maps, 2e-3, 20)
