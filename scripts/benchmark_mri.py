@@ -177,7 +177,7 @@ def _row(key: tuple[str, str], scene_file: Path, sizes: Sizes, limits: Limits, d
         row = measure(method, scene, sizes, limits, scratch)
     except UnavailableError as error:
         row = {"status": str(error)}
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         row = {"status": "not installed", "reason": str(error)}
     except Exception as error:  # of a peer, whose row then says so; the others are measured
         if method.package == OURS:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from sciml_monarch.mri.base import Recon
-from sciml_monarch.mri.classical import cg_sense, zero_filled_sense
+from sciml_monarch.mri.classical import cg_sense, l1_wavelet, zero_filled_sense
 from sciml_monarch.mri.coil_simulation import simulate_maps
 from sciml_monarch.mri.espirit import espirit
 from sciml_monarch.mri.fourier import fft2c, ifft2c
 from sciml_monarch.mri.ista import MonarchISTA
 from sciml_monarch.mri.linops import SenseOperator
 from sciml_monarch.mri.masks import EquispacedFractionMask
-from sciml_monarch.mri.modl import MoDL
+from sciml_monarch.mri.modl import MoDL, MonarchMoDL
 from sciml_monarch.mri.phantom import phantom
 from sciml_monarch.mri.sense import MonarchSENSE
 from sciml_monarch.mri.transforms import MonarchFourier2d
@@ -287,6 +287,8 @@ _EXACT_CG = _call(lambda s: cg_sense(s.kspace, s.mask, s.maps, N_CG))
 _VARNET, _VARNET_STEP = "E2E-VarNet, forward", "E2E-VarNet, forward and backward"
 _ISTA, _ISTA_STEP = _recon(_ista), _recon(_ista, train=True)
 _MODL = _recon(lambda scene, sizes: MoDL(sizes.n_iterations))
+_MONARCH_MODL = _recon(lambda scene, sizes: MonarchMoDL(scene.shape, sizes.n_iterations))
+_L1 = _call(lambda s: l1_wavelet(s.kspace, s.mask, s.maps, L1_WEIGHT, 30))
 _INVERSE = _call(lambda s: ifft2c(s.kspace))
 
 METHODS = (
@@ -298,6 +300,7 @@ METHODS = (
     Method(_CG, "sigpy", _sigpy("SenseRecon", max_iter=N_CG), exact=_EXACT_CG, modules=("sigpy.mri.app",)),
     Method(_CG, "mrpro", _mrpro_cg, exact=_EXACT_CG, modules=("mrpro.operators", "mrpro.algorithms.optimizers")),
     Method(_CG, "deepinv", _deepinv_cg, exact=_EXACT_CG, modules=("deepinv",)),
+    Method("L1-wavelet, 30 iterations", OURS, _L1, exact=_L1),
     Method(
         "L1-wavelet, 30 iterations",
         "sigpy",
@@ -324,6 +327,7 @@ METHODS = (
     Method(_VARNET_STEP, "fastmri", _fastmri_varnet(train=True), modules=("fastmri.models",)),
     Method(_VARNET_STEP, OURS, _recon(_varnet, train=True), same_as=(_VARNET_STEP, "fastmri")),
     Method("MoDL, forward", OURS, _MODL, exact=_MODL),
+    Method("MonarchMoDL, forward", OURS, _MONARCH_MODL, exact=_MONARCH_MODL),
     Method("MoDL, forward", "deepinv", _deepinv_modl, modules=("deepinv",)),
     Method("MonarchISTA, forward", OURS, _ISTA, exact=_ISTA),
     Method("MonarchISTA, forward and backward", OURS, _ISTA_STEP, exact=_ISTA_STEP),

@@ -3,11 +3,15 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.mri.fourier import ifft2c
 from sciml_monarch.mri.norms import root_sum_of_squares
+
+SMALLEST = 1e-18
+"""Scans below this count as zero: squares of their values are no longer numbers of full precision in float32."""
 
 
 class Recon(nn.Module, ABC):
@@ -38,8 +42,8 @@ class Recon(nn.Module, ABC):
         """Reconstructs.
 
         Args:
-            kspace: Undersampled k-space, ``(b, coil, y, x)`` complex, centred; zero where ``mask`` is False. Any
-                scale: networks scale by :func:`intensity` where their arithmetic needs it.
+            kspace: Undersampled k-space, ``(b, coil, y, x)`` complex, centred. Only what ``mask`` says is
+                used. Any positive scale: networks scale by :func:`intensity` where their arithmetic needs it.
             mask: What was sampled, bool ``(b, 1, 1, x)`` (whole columns) or ``(b, 1, y, x)``; ``b`` may be 1.
             maps: Coil sensitivities, ``(b, set, coil, y, x)`` complex.
 
@@ -80,26 +84,42 @@ def rss(kspace: Tensor) -> Tensor:
     return root_sum_of_squares(ifft2c(kspace), dim=-3)
 
 
-def intensity(kspace: Tensor) -> Tensor:
+def peak(kspace: Tensor) -> Tensor:
     """Scale of a scan: the largest value of its zero-filled RSS image.
 
     Args:
         kspace: ``(b, coil, y, x)``.
 
     Returns:
-        ``(b, 1, 1, 1)``, positive; 1 where k-space is zero.
+        ``(b, 1, 1, 1)``; 0 where k-space is zero.
     """
-    top = rss(kspace).amax(dim=(-2, -1))[:, None, None, None]
-    return top.where(top > 0, 1.0)
+    # magnitudes do not depend on where the origin is, nor does their maximum
+    images = torch.fft.ifft2(kspace, norm="ortho")
+    return root_sum_of_squares(images, dim=-3).amax(dim=(-2, -1))[:, None, None, None]
+
+
+def intensity(kspace: Tensor) -> Tensor:
+    """The scale to divide a scan by: :func:`peak`, but 1 where k-space is zero.
+
+    Networks that scale their input by it multiply their image by :func:`peak`, so that nothing comes of nothing.
+
+    Args:
+        kspace: ``(b, coil, y, x)``.
+
+    Returns:
+        ``(b, 1, 1, 1)``, positive.
+    """
+    top = peak(kspace)
+    return top.where(top > SMALLEST, 1.0)
 
 
 def check_shapes(kspace: Tensor, mask: Tensor, maps: Tensor | None, needs_maps: bool) -> None:
     """Checks what a network is given.
 
     Args:
-        kspace: ``(b, coil, y, x)``.
-        mask: ``(b|1, 1, 1|y, x)``.
-        maps: ``(b|1, set, coil, y, x)`` or None.
+        kspace: ``(b, coil, y, x)`` complex.
+        mask: Bool ``(b|1, 1, 1|y, x)``.
+        maps: ``(b|1, set, coil, y, x)`` complex, or None.
         needs_maps: Whether None is refused.
 
     Raises:
@@ -111,8 +131,12 @@ def check_shapes(kspace: Tensor, mask: Tensor, maps: Tensor | None, needs_maps: 
     fits = mask.ndim == 4 and mask.shape[0] in (1, b) and mask.shape[1] == 1 and mask.shape[2] in (1, ny)
     if not fits or mask.shape[3] != nx:
         raise InputError(f"a mask {tuple(mask.shape)} does not fit k-space {tuple(kspace.shape)}")
+    if mask.dtype != torch.bool:
+        raise InputError(f"a mask of {mask.dtype}; it must be bool")
     if maps is None:
         if needs_maps:
             raise InputError("this network needs coil maps; estimate them with sciml_monarch.mri.espirit")
+    elif not maps.is_complex():
+        raise InputError(f"coil maps of {maps.dtype}; they must be complex")
     elif maps.ndim != 5 or maps.shape[0] not in (1, b) or tuple(maps.shape[2:]) != (coils, ny, nx):
         raise InputError(f"coil maps {tuple(maps.shape)} do not fit k-space {tuple(kspace.shape)}")

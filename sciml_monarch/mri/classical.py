@@ -71,7 +71,7 @@ def l1_wavelet(
     Args:
         kspace: ``(b, coil, y, x)`` complex.
         mask: Bool ``(b, 1, 1|y, x)``.
-        maps: ``(b, set, coil, y, x)`` complex with a sum of squares of at most 1.
+        maps: ``(b, set, coil, y, x)`` complex.
         regularization: Weight of the penalty.
         n_iterations: Iterations of FISTA (Beck & Teboulle 2009).
 
@@ -82,11 +82,11 @@ def l1_wavelet(
     operator = SenseOperator(maps, mask)
     scale = intensity(kspace)
     with torch.no_grad():
-        b = operator.adjoint(kspace / scale)
+        b, step = operator.adjoint(kspace / scale), 1 / operator.bound
         x, z, t = torch.zeros_like(b), torch.zeros_like(b), 1.0
         for _ in range(n_iterations):
-            before, r = x, z - (operator.normal(z) - b)
-            x = wavelet_adjoint(wavelet(r).soft_threshold(regularization))
+            before, r = x, z - step * (operator.normal(z) - b)
+            x = wavelet_adjoint(wavelet(r).soft_threshold(regularization * step))
             after = (1 + math.sqrt(1 + 4 * t * t)) / 2
             z, t = x + (t - 1) / after * (x - before), after
         return _within(x, maps) * scale

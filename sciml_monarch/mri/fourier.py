@@ -46,7 +46,7 @@ def centering_phases(shape: tuple[int, int], device: torch.device, dtype: torch.
     axes = []
     for n in shape:
         c = n // 2
-        index = torch.arange(n)
+        index = torch.arange(n, device=device)
 
         def unit(turns: Tensor, n: int = n) -> Tensor:
             angle = -2 * torch.pi / n * (turns % n).double()  # reduced in integers; floats would lose digits
@@ -54,4 +54,4 @@ def centering_phases(shape: tuple[int, int], device: torch.device, dtype: torch.
 
         axes.append((unit(-c * index), unit(c * c - c * index)))
     before, after = (axes[0][i][:, None] * axes[1][i][None, :] for i in range(2))
-    return before.to(device, dtype), after.to(device, dtype)
+    return before.to(dtype), after.to(dtype)

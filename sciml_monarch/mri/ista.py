@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.mri.base import Recon, check_shapes, intensity
+from sciml_monarch.mri.base import SMALLEST, Recon, check_shapes, peak
 from sciml_monarch.mri.linops import SenseOperator
 from sciml_monarch.mri.norms import safe_sqrt
 from sciml_monarch.mri.sparsity import BlockSparsity, Freedom, Start
@@ -36,7 +36,9 @@ class MonarchISTA(Recon):
     variational network; step sizes and the last layers start at zero, so that training begins at the sparse model.
     (Without sparse steps the step sizes start at one.)
 
-    All images are scaled by the maximum of the zero-filled one. Tied blocks serve any image size.
+    All images are scaled by the maximum of the zero-filled one, and steps by the largest sum of squares of the coil
+    maps where that is above 1. Tied blocks serve any image size. ``torch.compile`` takes the network in evaluation
+    mode; in training the shifts are drawn on the host.
 
     Args:
         n_steps: Proximal gradient steps; without any the network is a variational network on images.
@@ -96,20 +98,22 @@ class MonarchISTA(Recon):
         check_shapes(kspace, mask, maps, self.needs_maps)
         assert maps is not None
         operator = SenseOperator(maps, mask)
-        scale = intensity(kspace)
-        b = operator.adjoint(kspace / scale)
+        kspace = kspace.where(mask, 0)
+        top = peak(kspace)
+        b = operator.adjoint(kspace / top.where(top > SMALLEST, 1.0))
         x = z = b
-        step, threshold = (self.step * SPEED).exp(), (self.threshold * SPEED).exp()
+        step = (self.step * SPEED).exp()[:, None, None, None, None] / operator.bound
+        threshold = (self.threshold * SPEED).exp()
         for k, momentum in enumerate(self.momentum * SPEED):
             r = z - step[k] * (operator.normal(z) - b)
             clipped = [self.sparsity.clipped(r, threshold[k], shift) for shift in self._shifts(k)]
             x, before = r - sum(clipped) / len(clipped), x
             z = x + momentum * (x - before)
         x = z
-        for step, refine in zip(self.refine_step * SPEED, self.refine, strict=True):
+        for size, refine in zip(self.refine_step * SPEED, self.refine, strict=True):
             gradient = operator.normal(x) - b
-            x = x - step * gradient - refine(x, gradient)
-        return x * scale
+            x = x - size / operator.bound * gradient - refine(x, gradient)
+        return x * top
 
     def _shifts(self, step: int) -> list[tuple[int, int]]:
         p = self.sparsity.block
@@ -138,7 +142,7 @@ class Refinement(nn.Module):
     """A U-Net that sees an image and the gradient of its data consistency; nothing at first.
 
     Both are divided by the image's root mean square, and the result multiplied by it, so that
-    ``D(a x, a g) = a D(x, g)``.
+    ``D(a x, a g) = a D(x, g)`` for ``a >= 0``.
 
     Args:
         channels: Channels of the finest of four levels.
@@ -161,8 +165,8 @@ class Refinement(nn.Module):
             Images ``(b, set, y, x)``.
         """
         size = safe_sqrt((image.real.square() + image.imag.square()).mean(dim=(-2, -1), keepdim=True))
-        size = torch.where(size > 0, size, 1)
-        planes = torch.stack([image.real, image.imag, gradient.real, gradient.imag], 2) / size[:, :, None]
+        planes = torch.stack([image.real, image.imag, gradient.real, gradient.imag], 2)
+        planes = planes / torch.where(size > SMALLEST, size, 1)[:, :, None]
         change = self.unet(planes.flatten(0, 1)).float().unflatten(0, image.shape[:2])
         return torch.complex(change[:, :, 0], change[:, :, 1]) * size
 

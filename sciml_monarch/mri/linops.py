@@ -52,6 +52,15 @@ class SenseOperator:
             maps = maps * before
         self._maps = maps
 
+    @property
+    def bound(self) -> Tensor:
+        """An upper bound of the largest eigenvalue of :meth:`normal`, at least 1, ``(b|1, 1, 1, 1)``.
+
+        1 for maps whose squares sum to 1 or less, as ESPIRiT's do.
+        """
+        power = self._maps.real.square() + self._maps.imag.square()
+        return power.sum((1, 2)).amax((-2, -1)).clamp(min=1.0)[:, None, None, None]
+
     def forward(self, image: Tensor) -> Tensor:
         """Scans an image.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.mri.base import Recon, check_shapes, intensity
+from sciml_monarch.mri.base import SMALLEST, Recon, check_shapes, peak
 from sciml_monarch.mri.cg import cg
 from sciml_monarch.mri.linops import SenseOperator, Transform2d
 from sciml_monarch.mri.transforms import MonarchFourier2d
@@ -118,15 +118,16 @@ class MoDL(Recon):
     def forward(self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
         """Reconstructs; see :class:`Recon`."""
         check_shapes(kspace, mask, maps, self.needs_maps)
-        scale = intensity(kspace)
+        kspace = kspace.where(mask, 0)
+        top = peak(kspace)
         operator = SenseOperator(cast(Tensor, maps), mask)
-        measured = operator.adjoint(kspace / scale)
+        measured = operator.adjoint(kspace / top.where(top > SMALLEST, 1.0))
         x = measured
         for i in range(self.config["n_iterations"]):
             i %= len(self.denoisers)
             z = self.denoisers[i](x)
             x = _data_consistency(operator, measured, z, self.log_weight[i].exp(), self.config["n_cg"])
-        return x * scale
+        return x * top
 
     def to_monarch(self, shape: Sequence[int], spectral_filter: bool = False) -> "MonarchMoDL":
         """Builds the Monarch form with these weights: equal outputs until its transforms and filters learn.
@@ -196,8 +197,9 @@ class MonarchMoDL(Recon):
     def forward(self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
         """Reconstructs; see :class:`Recon`."""
         check_shapes(kspace, mask, maps, self.needs_maps)
-        scale = intensity(kspace)
-        kspace, maps = kspace / scale, cast(Tensor, maps)
+        kspace = kspace.where(mask, 0)
+        top = peak(kspace)
+        kspace, maps = kspace / top.where(top > SMALLEST, 1.0), cast(Tensor, maps)
         operator = SenseOperator(maps, mask)
         measured = operator.adjoint(kspace)
         x = SenseOperator(maps, mask, self.start).adjoint(kspace)
@@ -207,7 +209,7 @@ class MonarchMoDL(Recon):
             if self.filter_transform is not None:
                 z = z + self.filters[i](x, self.filter_transform)
             x = _data_consistency(operator, measured, z, self.log_weight[i].exp(), self.config["n_cg"])
-        return x * scale
+        return x * top
 
     def transform_parameters(self) -> list[nn.Parameter]:
         """The blocks of the learned transforms; see :class:`Recon`."""

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +47,7 @@ class BlockSparsity(nn.Module):
         super().__init__()
         if freedom != "tied" and shape is None:
             raise InputError(f"freedom {freedom!r} binds the blocks to positions; give the shape of the images")
-        self.block, self.start, self.freedom = block, start, freedom
+        self.block, self.start, self.freedom, self.shape = block, start, freedom, shape
         first = block_matrix(block, start).float()
         copies = (1, 1) if freedom == "tied" or shape is None else tuple(-(-n // block) for n in shape)
         self.w1 = nn.ParameterList(nn.Parameter(first.repeat(k, 1, 1)) for k in copies)
@@ -78,7 +78,10 @@ class BlockSparsity(nn.Module):
         if any(shift):
             planes = planes.roll(shift, dims=(-2, -1))
         patches = planes.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # (b, c, k, p, l, p)
-        back = self._tied(patches, threshold) if self.freedom == "tied" else self._placed(patches, threshold)
+        if self.freedom == "tied":
+            back = self._tied(patches, threshold)
+        else:
+            back = self._placed(patches, threshold, (ny, nx))
         planes = back.flatten(-2).flatten(-3, -2)
         if any(shift):
             planes = planes.roll((-shift[0], -shift[1]), dims=(-2, -1))
@@ -93,28 +96,45 @@ class BlockSparsity(nn.Module):
         clipped = _clip(coefficients, threshold.flatten())
         return (clipped @ both).unflatten(-1, (p, p)).transpose(-3, -2)
 
-    def _placed(self, patches: Tensor, threshold: Tensor) -> Tensor:
-        rows, columns = (self._factors(axis, patches.shape[2 + 2 * axis]) for axis in range(2))
+    def _placed(self, patches: Tensor, threshold: Tensor, shape: tuple[int, int]) -> Tensor:
+        rows, columns = (self._axis(axis, shape[axis], patches) for axis in range(2))
         x = patches.flatten(-2).flatten(-3, -2)  # (b, c, y, x)
-        y = multiply(columns, multiply(rows, x.transpose(-2, -1)).transpose(-2, -1))
+        y = columns.analysis(rows.analysis(x.transpose(-2, -1)).transpose(-2, -1))
         clipped = _clip(y.unflatten(-1, (-1, self.block)).unflatten(-3, (-1, self.block)), threshold[:, None, :])
-        z = adjoint(columns, clipped.flatten(-2).flatten(-3, -2))
-        z = adjoint(rows, z.transpose(-2, -1)).transpose(-2, -1)
+        z = columns.synthesis(clipped.flatten(-2).flatten(-3, -2))
+        z = rows.synthesis(z.transpose(-2, -1)).transpose(-2, -1)
         return z.unflatten(-1, (-1, self.block)).unflatten(-3, (-1, self.block))
 
-    def _factors(self, axis: int, k: int) -> Factors:
-        """The Monarch matrix of an axis of k blocks."""
-        w1, p = self.w1[axis], self.block
-        if len(w1) == k:
-            second = self.w2[axis] if len(self.w2) else torch.eye(k, device=w1.device, dtype=w1.dtype).expand(p, k, k)
-            return Factors(w1, second)
-        warnings.warn(
-            f"{k} blocks on axis {axis - 2} where the learned transform has {len(w1)}: the exact {self.start} that it "
-            "started from is used on this axis",
-            stacklevel=4,
-        )
-        exact = block_matrix(p, self.start).to(w1)
-        return Factors(exact.expand(k, p, p), torch.eye(k, device=w1.device, dtype=w1.dtype).expand(p, k, k))
+    def _axis(self, axis: int, n: int, like: Tensor) -> "_Axis":
+        """The transform of an axis of n points."""
+        assert self.shape is not None
+        if n == self.shape[axis]:
+            return _Axis(self.w1[axis], self.w2[axis] if len(self.w2) else None)
+        if not torch.compiler.is_compiling():
+            warnings.warn(
+                f"{n} points on axis {axis - 2} where the learned blocks have {self.shape[axis]}: the exact "
+                f"{self.start} that they started from is used on this axis",
+                stacklevel=4,
+            )
+        exact = block_matrix(self.block, self.start).to(like)
+        return _Axis(exact.expand(-(-n // self.block), -1, -1), None)
+
+
+class _Axis(NamedTuple):
+    """The Monarch matrix of one axis; without a second factor the blocks are not mixed."""
+
+    w1: Tensor
+    w2: Tensor | None
+
+    def analysis(self, x: Tensor) -> Tensor:
+        if self.w2 is not None:
+            return multiply(Factors(self.w1, self.w2), x)
+        return torch.einsum("kqp,...kp->...kq", self.w1, x.unflatten(-1, (len(self.w1), -1))).flatten(-2)
+
+    def synthesis(self, y: Tensor) -> Tensor:
+        if self.w2 is not None:
+            return adjoint(Factors(self.w1, self.w2), y)
+        return torch.einsum("kqp,...kq->...kp", self.w1, y.unflatten(-1, (len(self.w1), -1))).flatten(-2)
 
 
 def block_matrix(n: int, start: Start) -> Tensor:

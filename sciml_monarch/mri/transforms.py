@@ -71,6 +71,8 @@ class MonarchFourier2d(nn.Module):
         return self._along(self._along(image, self.columns, -1, "forward"), self.rows, -2, "forward")
 
     def _along(self, x: Tensor, bank: nn.ModuleList, dim: int, direction: Direction) -> Tensor:
+        if self.n_coils is not None and x.shape[-3] != self.n_coils:
+            raise InputError(f"k-space of {x.shape[-3]} coils, but the network has transforms for {self.n_coils}")
         if x.shape[dim] != bank[0].n:
             if not torch.compiler.is_compiling():
                 warnings.warn(
@@ -86,8 +88,6 @@ class MonarchFourier2d(nn.Module):
 
         if self.n_coils is None:
             return apply(bank[0], x)
-        if x.shape[-3] != self.n_coils:
-            raise InputError(f"k-space of {x.shape[-3]} coils, but the network has transforms for {self.n_coils}")
         return torch.stack([apply(t, y) for t, y in zip(bank, x.unbind(-3), strict=True)], dim=-3)
 
     def deviation(self) -> float:

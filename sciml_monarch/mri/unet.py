@@ -65,7 +65,7 @@ class UNet2d(nn.Module):
         dropout: Probability with which a channel is dropped.
 
     Raises:
-        InputError: ``n_pools`` is less than 1.
+        InputError: ``n_pools`` or ``channels`` is less than 1.
     """
 
     def __init__(
@@ -74,6 +74,8 @@ class UNet2d(nn.Module):
         super().__init__()
         if n_pools < 1:
             raise InputError(f"n_pools is {n_pools}; a U-Net has at least 1 pooling")
+        if channels < 1:
+            raise InputError(f"channels is {channels}; a U-Net has at least 1 at its finest level")
         self.n_pools = n_pools
         widths = [channels * 2**level for level in range(n_pools + 1)]  # of the levels, finest first
         self.down_sample_layers = nn.ModuleList(
@@ -208,7 +210,7 @@ class UNet(Recon):
             Images, ``(b, set, y, x)`` complex; with ``magnitude`` ``(b, 1, y, x)`` real.
         """
         check_shapes(kspace, mask, maps, self.needs_maps)
-        coils = ifft2c(kspace)  # (b, coil, y, x)
+        coils = ifft2c(kspace.where(mask, 0))  # (b, coil, y, x)
         if self.is_magnitude:
             return self._denoise(root_sum_of_squares(coils, dim=1, keepdim=True))
         zero_filled = (cast(Tensor, maps).conj() * coils[:, None]).sum(2)  # (b, set, y, x)

@@ -113,6 +113,7 @@ class VarNet(Recon):
             images ``(b, set, y, x)``.
         """
         check_shapes(kspace, mask, maps, self.needs_maps)
+        kspace = kspace.where(mask, 0)
         maps = _maps(self.sens_net, kspace, mask, maps)
         refined = kspace
         for cascade in self.cascades:
@@ -190,6 +191,7 @@ class MonarchVarNet(Recon):
     def forward(self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
         """Reconstructs; see :class:`Recon` and :meth:`VarNet.forward`."""
         check_shapes(kspace, mask, maps, self.needs_maps)
+        kspace = kspace.where(mask, 0)
         maps = _maps(self.sens_net, kspace, mask, maps)
         refined = kspace
         for i, cascade in enumerate(self.cascades):

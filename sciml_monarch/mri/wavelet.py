@@ -35,11 +35,16 @@ class Coefficients(NamedTuple):
     shapes: list[tuple[int, int]]
 
     def soft_threshold(self, threshold: Tensor | float) -> "Coefficients":
-        """Shrinks the magnitude of every coefficient, that of the approximation too (as sigpy does)."""
+        """Shrinks the magnitude of every coefficient, that of the approximation too (as sigpy does).
+
+        Args:
+            threshold: A number, or one for each entry of the batch, ``(b, ...)`` of one element each.
+        """
 
         def shrunk(c: Tensor) -> Tensor:
             size = c.abs()
-            return c * ((size - threshold).clamp(min=0) / size.where(size > 0, 1.0))
+            limit = threshold.reshape(-1, *[1] * (c.ndim - 1)) if isinstance(threshold, Tensor) else threshold
+            return c * ((size - limit).clamp(min=0) / size.where(size > 0, 1.0))
 
         return Coefficients(shrunk(self.smooth), [shrunk(d) for d in self.details], self.shapes)
 

@@ -85,11 +85,12 @@ def test_blocks_of_another_size_are_exact_and_say_so(freedom):
     with torch.no_grad():
         for p in sparsity.parameters():
             p += 0.3 * randn(*p.shape, dtype=torch.float32)
-    image = randn(1, 1, 32, 40, dtype=torch.complex64)
     threshold = torch.full((8, 8), 0.4)
-    with pytest.warns(UserWarning, match="exact dct"):
-        found = sparsity.clipped(image, threshold)
-    assert relative_error(found, BlockSparsity(8).clipped(image, threshold)) < 1e-6
+    for size in ((32, 40), (22, 13)):  # the second has as many blocks
+        image = randn(1, 1, *size, dtype=torch.complex64)
+        with pytest.warns(UserWarning, match="exact dct"):
+            found = sparsity.clipped(image, threshold)
+        assert relative_error(found, BlockSparsity(8).clipped(image, threshold)) < 1e-6
 
 
 def test_starts_as_fista():
@@ -144,13 +145,40 @@ def test_refinement_starts_with_nothing_and_then_learns():
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_a_consistent_sparse_image_is_a_fixed_point_whatever_the_refinement_steps_are():
-    """Physics stays exact: the gradient of data consistency vanishes at every image that agrees with the data."""
-    kspace, mask, maps, image = scan(32, 24, dtype=torch.complex64)
-    operator = SenseOperator(maps, mask)
-    assert relative_error(operator.forward(image), kspace) < 1e-6
-    gradient = operator.normal(image) - operator.adjoint(kspace)
-    assert gradient.abs().max() < 1e-5 * image.abs().max()
+@pytest.mark.parametrize("two_d", [False, True])
+def test_a_consistent_image_is_a_fixed_point_whatever_transform_and_steps_are(two_d):
+    """Physics stays exact: nothing that learns can pull an image away from data that it agrees with."""
+    kspace, mask, maps, image = scan(32, 24, keep=2.0, two_d=two_d)
+    net = MonarchISTA(n_steps=4, n_cascades=2, channels=4).eval()
+    with torch.no_grad():
+        net.threshold.fill_(-10.0)  # nothing is clipped
+        net.step += 0.02 * randn(4, dtype=torch.float32)
+        net.momentum += 0.02 * randn(4, dtype=torch.float32)
+        net.refine_step += 0.02
+        for p in net.sparsity.parameters():
+            p += 0.3 * randn(*p.shape, dtype=torch.float32)
+        assert relative_error(net(kspace, mask, maps), image) < 1e-5
+
+
+def test_maps_of_any_scale():
+    kspace, mask, maps, _ = scan(32, 24)
+    net = MonarchISTA(n_steps=8).eval()
+    loud = 3 * maps
+    with torch.no_grad():
+        image = net(kspace, mask, loud)
+    expected = SenseOperator(loud, mask).forward(image)
+    assert relative_error(expected, kspace) < 0.2  # it converges instead of running away
+
+
+def test_compiles_and_exports_in_use():
+    kspace, mask, maps, _ = scan(20, 28)
+    net = MonarchISTA(n_steps=2, n_cascades=1, channels=4).eval()
+    with torch.no_grad():
+        expected = net(kspace, mask, maps)
+        compiled = torch.compile(net, backend="aot_eager", fullgraph=True)(kspace, mask, maps)
+        assert relative_error(compiled, expected) < 1e-5
+        exported = torch.export.export(net, (kspace, mask, maps)).module()
+        assert relative_error(exported(kspace, mask, maps), expected) < 1e-5
 
 
 @pytest.mark.parametrize("n_steps", [0, 3])
@@ -168,6 +196,9 @@ def test_scale_and_batch(n_steps):
 def test_empty_slice_gives_zero_and_finite_gradients():
     kspace, mask, maps, _ = scan()
     net = MonarchISTA(n_steps=3, n_cascades=1, channels=4)
+    with torch.no_grad():
+        for p in net.parameters():
+            p += 0.01 * randn(*p.shape, dtype=torch.float32)  # as if it had learned
     image = net(torch.zeros_like(kspace), mask, maps)
     assert image.abs().max() == 0
     image.abs().sum().backward()

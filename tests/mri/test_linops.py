@@ -45,11 +45,11 @@ def test_centring_by_phases_is_the_centred_transform(shape):
 
 @pytest.mark.parametrize("learned", [None, 0.0, 0.05])
 @pytest.mark.parametrize("dtype", LIMIT)
-@pytest.mark.parametrize("n", SIZES)
-def test_dot_product(n, dtype, learned):
-    ny, nx = n, 12
+@pytest.mark.parametrize("shape", [(n, 12) if i % 2 else (12, n) for i, n in enumerate(SIZES)] + [(320, 45), (45, 320)])
+def test_dot_product(shape, dtype, learned):
+    ny, nx = shape
     maps = coil_maps(3, ny, nx, n_sets=2, dtype=dtype)
-    mask = torch.rand(1, 1, ny, nx, generator=torch.Generator().manual_seed(n)) < 0.5
+    mask = torch.rand(1, 1, ny, nx, generator=torch.Generator().manual_seed(ny)) < 0.5
     transform = None if learned is None else MonarchFourier2d((ny, nx))
     if transform is not None:
         transform = perturbed(transform.to(dtype.to_real()), learned)
@@ -88,6 +88,16 @@ def test_normal_operator_is_the_adjoint_of_the_forward_one(n_sets, two_d):
     assert relative_error(operator.normal(image), operator.adjoint(operator.forward(image))) < 1e-13
 
 
+def test_bound_of_the_normal_operator():
+    _, mask, maps, image = scan(12, 10, n_sets=2, two_d=True, dtype=torch.complex128)
+    assert SenseOperator(maps, mask).bound.flatten().tolist() == pytest.approx([1.0, 1.0])
+    operator = SenseOperator(3 * maps[:1], mask[:1])
+    x = image[:1]
+    for _ in range(200):
+        x = operator.normal(x / x.norm())
+    assert 1 < x.norm() <= operator.bound.item() * (1 + 1e-9) == pytest.approx(9.0)
+
+
 def test_unsampled_points_are_zero_without_a_sign():
     _, mask, maps, image = scan()
     left_out = SenseOperator(maps, mask).forward(-image)[~mask.expand(2, 4, 32, 28)]
@@ -106,6 +116,8 @@ def test_a_pair_for_each_coil():
             assert relative_error(whole[:, c], alone.inverse(y[:, c])) < 1e-6
     with pytest.raises(InputError, match="2 coils, but the network has transforms for 3"):
         transform.inverse(y[:, :2])
+    with pytest.raises(InputError, match="2 coils, but the network has transforms for 3"):
+        transform.inverse(y[:, :2].repeat(1, 1, 2, 2))  # also where both axes fall back
 
 
 def test_axis_of_another_size_is_exact_and_says_so():

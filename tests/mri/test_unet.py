@@ -77,6 +77,7 @@ def test_magnitudes_go_through_the_pipeline_of_fastmri(shape, crop):
     kspace = 1e-5 * kspace  # the scale of fastMRI's files
     kspace[1, :, shape[0] // 2, shape[1] // 2] = 0.1  # an image with a peak beyond six standard deviations
     kspace[1] = fft2c(torch.where(torch.arange(shape[1]) == shape[1] // 2, 30.0, 1.0) * ifft2c(kspace[1]))
+    mask = torch.ones_like(mask)  # that has filled all points
     transform = UnetDataTransform("multicoil")
     ours = net(kspace, mask)
     (h, w) = crop if crop[1] <= shape[1] else (shape[1], shape[1])
