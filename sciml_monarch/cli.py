@@ -192,6 +192,8 @@ def call(
         config = parser.parse_args(_with_flags(function, arguments))
     except ArgumentError as error:
         raise InputError(_essence(str(error))) from None
+    except UnicodeDecodeError as error:
+        raise _no_text(arguments, error) from None
     config.pop("config", None)
     return function(**instantiate(parser, config).as_dict())
 
@@ -248,6 +250,8 @@ def train(arguments: list[str]) -> None:
                 self.config = parser.parse_args(args)
             except ArgumentError as error:
                 raise InputError(_essence(str(error))) from None
+            except UnicodeDecodeError as error:
+                raise _no_text(arguments, error) from None
 
         def before_instantiate_classes(self) -> None:
             check_folder(self.config.out, self.config.resume, self.config.overwrite)
@@ -284,17 +288,35 @@ def train(arguments: list[str]) -> None:
 
 
 def _with_flags(function: Callable[..., Any], arguments: list[str]) -> list[str]:
-    """Lets a switch stand without a value: ``--overwrite`` for ``--overwrite=true``."""
+    """Lets a switch stand without a value: ``--overwrite`` for ``--overwrite=true``, whatever comes behind it."""
     switches = {f"--{p.name}" for p in inspect.signature(function).parameters.values() if p.annotation is bool}
     following = [*arguments[1:], "--"]
     return (
         [
-            f"{argument}=true" if argument in switches and after.startswith("-") else argument
+            f"{argument}=true" if argument in switches and after.lower() not in _TRUTH_VALUES else argument
             for argument, after in zip(arguments, following, strict=True)
         ]
         if arguments
         else []
     )
+
+
+_TRUTH_VALUES = ("true", "false", "yes", "no", "1", "0", "on", "off")
+
+
+def _no_text(arguments: Sequence[str], error: UnicodeDecodeError) -> InputError:
+    """What is wrong with a command line of which some file is not text."""
+    given = [value for value in (argument.partition("=")[2] or argument for argument in arguments) if "." in value]
+    files = [value for value in given if Path(value).is_file() and not _is_text(Path(value))]
+    return InputError(f"{files[0] if files else '--config'}: is not a text file, and so no YAML ({error.reason})")
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def instantiate(parser: Any, config: Any) -> Any:

@@ -140,6 +140,6 @@ def best_settings(
     for settings in candidates:
         with open_scans(scan)[0] as opened:
             chosen = choose_method(None, method, None, device, settings)
-            volume, _ = reconstruct_scan(opened, chosen, undersampling, 1, device)
+            volume, *_ = reconstruct_scan(opened, chosen, undersampling, 1, device)
         errors.append(nmse(truth, volume))
     return candidates[errors.index(min(errors))]

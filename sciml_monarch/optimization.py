@@ -1,5 +1,6 @@
 """Adam, its schedule and its parameter groups: the same for every task."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +26,9 @@ class Optimization:
         step_epochs: Epochs between two reductions.
         step_factor: Factor of a reduction.
         transform_rate: Learning rate of the transforms relative to the others.
+
+    Raises:
+        InputError: A number is out of range.
     """
 
     learning_rate: float = 1e-3
@@ -35,11 +39,16 @@ class Optimization:
     transform_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0 or self.weight_decay < 0 or self.transform_rate < 0:
+        numbers = (self.learning_rate, self.weight_decay, self.transform_rate)
+        if not all(map(math.isfinite, numbers)) or self.learning_rate <= 0 or min(numbers) < 0:
             raise InputError(
                 f"learning_rate {self.learning_rate} must be positive, weight_decay {self.weight_decay} and "
-                f"transform_rate {self.transform_rate} not negative"
+                f"transform_rate {self.transform_rate} not negative, all finite"
             )
+        if self.step_epochs < 1:
+            raise InputError(f"step_epochs is {self.step_epochs}; it must be 1 or more")
+        if not 0 < self.step_factor < math.inf:
+            raise InputError(f"step_factor is {self.step_factor}; it must be positive and finite")
 
 
 def make_optimizer(

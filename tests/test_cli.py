@@ -158,6 +158,18 @@ def test_mistakes_on_the_command_line_give_one_line_and_status_2(arguments, mess
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("job", ["train", "simulate", "reconstruct"])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x80", b"\x00\x01"])
+def test_a_configuration_that_is_no_text_is_one_line(job, content, tmp_path, capsys):
+    file = tmp_path / "net.yaml"
+    file.write_bytes(content)
+    assert main([job, "--config", str(file), "--out", str(tmp_path / "out")]) == 2
+    line = one_line(capsys)
+    if content[0] == 0xFF:
+        assert f"{file}: is not a text file" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["net.yaml"]
+
+
 def test_help_of_every_job_shows_its_options(capsys):
     for job, option in {
         "simulate": "--viscosity",

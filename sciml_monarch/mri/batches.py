@@ -1,5 +1,6 @@
 """From scans to batches: a slice is read, undersampled and given its target; slices of one shape are stacked."""
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -13,9 +14,10 @@ from sciml_monarch.mri.base import magnitude, rss
 from sciml_monarch.mri.classical import zero_filled_sense
 from sciml_monarch.mri.coils import CoilMaps
 from sciml_monarch.mri.formats.base import Scan, center_crop
-from sciml_monarch.mri.masks import Mask, acceleration_of, seed_of, within_padding
+from sciml_monarch.mri.mask_box import Box, draw_within, within_box
+from sciml_monarch.mri.masks import Mask, acceleration_of, seed_of
 
-Target = Literal["truth", "rss", "sense"]
+Target = Literal["reference", "rss", "sense"]
 
 
 class Batch(NamedTuple):
@@ -26,7 +28,7 @@ class Batch(NamedTuple):
         mask: What was sampled, bool ``(b, 1, 1|y, x)``.
         maps: Coil sensitivities, ``(b, set, coil, y, x)`` complex64; ``None`` where no network asks for them.
         target: Magnitude to be reached, ``(b, h, w)`` float32.
-        maximum: Largest value of the target's volume, ``(b,)``.
+        maximum: Largest value of the volume, ``(b,)``; see :func:`volume_maximum`.
         name: Name of each slice's volume.
         index: Number of each slice in its volume, ``(b,)``.
     """
@@ -43,7 +45,7 @@ class Batch(NamedTuple):
 def sampling(scan: Scan, mask: Mask | None, seed: int | tuple[int, ...], file_mask: str | None = None) -> Tensor:
     """What is taken as sampled of a scan.
 
-    A scan that is undersampled itself has its own pattern. Columns that were not encoded are never sampled.
+    A scan that is undersampled itself has its own pattern. Rows and columns that were not encoded are never sampled.
 
     Args:
         scan: The volume.
@@ -55,7 +57,8 @@ def sampling(scan: Scan, mask: Mask | None, seed: int | tuple[int, ...], file_ma
         Bool ``(1, x)`` or ``(y, x)``.
 
     Raises:
-        InputError: The pattern does not fit k-space or samples nothing, or the file has none of this name.
+        InputError: The pattern does not fit k-space, does not exist or samples nothing, or the file has none of this
+            name.
     """
     ny, nx = scan.shape
     if scan.mask is not None:
@@ -66,23 +69,68 @@ def sampling(scan: Scan, mask: Mask | None, seed: int | tuple[int, ...], file_ma
             raise InputError(f"{scan.path}: holds no mask {file_mask!r}; its masks: {', '.join(stored) or 'none'}")
         pattern = stored[file_mask]
     else:
-        pattern = torch.ones(1, nx, dtype=torch.bool) if mask is None else mask(scan.shape, seed)
+        whole = torch.ones(1, nx, dtype=torch.bool)
+        pattern = whole if mask is None else draw_within(mask, scan.shape, scan.acquired, seed)
     if pattern.ndim != 2 or pattern.shape[0] not in (1, ny) or pattern.shape[1] != nx:
         raise InputError(f"{scan.path}: a mask of {tuple(pattern.shape)} points does not fit k-space of {ny} x {nx}")
-    pattern = within_padding(pattern, scan.padding)
+    pattern = within_box(pattern, scan.acquired, ny)
     if not pattern.any():
         raise InputError(f"{scan.path}: the mask samples nothing of k-space")
     return pattern
 
 
-def acceleration(mask: Tensor, padding: tuple[int, int] | None = None) -> float:
+def acceleration(mask: Tensor, box: Box | None = None) -> float:
     """Points of encoded k-space for each sample.
 
     Args:
         mask: Bool ``(1|y, x)``.
-        padding: Columns ``[left, right)`` that are encoded; ``None``: all.
+        box: Rows and columns that were encoded, ``(top, bottom, left, right)``; ``None``: all.
+
+    Raises:
+        InputError: Nothing is sampled there.
     """
-    return acceleration_of(mask if padding is None else mask[:, slice(*padding)])
+    if box is None:
+        return acceleration_of(mask)
+    top, bottom, left, right = box
+    return acceleration_of((mask if len(mask) == 1 else mask[top:bottom])[:, left:right])
+
+
+def volume_maximum(scan: Scan) -> float:
+    """Largest value of a volume, the scale of SSIM and PSNR: cheap to read, and the same for any choice of its slices.
+
+    It is the file's attribute ``max``; without such a number, that of the images in the file; without images, that of
+    the root sum of squares of the fully sampled k-space. For the target ``sense`` too: a combination by coil maps
+    differs from these by little more than noise, and its own maximum would need the coil maps of every slice.
+
+    Raises:
+        InputError: There is no image and the scan is undersampled, no slice can be read, or no value is positive.
+    """
+    stored = scan.attributes.get("max")
+    if isinstance(stored, int | float) and not isinstance(stored, bool) and 0 < stored < math.inf:
+        return float(stored)
+    highest = 0.0
+    failure = InputError(f"{scan.path}: the largest value of its images is 0; it must be positive")
+    for index in range(scan.n_slices):
+        try:
+            image = scan.target(index)
+            image = _fully_sampled_rss(scan, index) if image is None else image
+        except InputError as error:  # whoever uses that slice meets the error where it is read; it may be left out
+            failure = error
+            continue
+        highest = max(highest, float(image.max()))
+    if highest <= 0:
+        raise failure
+    return highest
+
+
+def _fully_sampled_rss(scan: Scan, index: int) -> Tensor:
+    _require_full(scan)
+    return center_crop(rss(scan.kspace(index)[None])[0], scan.crop)
+
+
+def _require_full(scan: Scan) -> None:
+    if scan.mask is not None:
+        raise InputError(f"{scan.path}: is undersampled and holds no image to train on or compare with")
 
 
 @dataclass(frozen=True)
@@ -93,8 +141,8 @@ class Acquisition:
         mask: Draws the sampling pattern; ``None``: everything is sampled.
         file_mask: Name of a pattern in the files that is taken instead.
         maps: How coil maps are got; ``None``: there are none.
-        target: ``truth``: the image in the file, or the RSS image where it has none; ``rss``: root sum of squares of
-            the fully sampled k-space; ``sense``: its combination by coil maps.
+        target: ``reference``: the image in the file, or the RSS image where it has none; ``rss``: root sum of squares
+            of the fully sampled k-space; ``sense``: its combination by coil maps.
         seed: Of the patterns in training.
         fixed_mask: One pattern a volume, drawn from the name of its file, instead of a fresh one at each access.
     """
@@ -118,26 +166,23 @@ class Acquisition:
         seed = seed_of(scan.path.name) if self.fixed_mask else (self.seed, epoch, position)
         return sampling(scan, self.mask, seed, self.file_mask)
 
-    def truth(self, scan: Scan, index: int) -> Tensor:
+    def reference(self, scan: Scan, index: int) -> Tensor:
         """Target of a slice, ``(h, w)`` float32.
 
         Raises:
             InputError: There is none: the scan is undersampled and brings no image.
         """
-        image = scan.target(index) if self.target == "truth" else None
-        if image is None:
-            if scan.mask is not None:
-                raise InputError(f"{scan.path}: is undersampled and holds no image to train on or compare with")
-            kspace = scan.kspace(index)[None]
-            if self.target == "sense":
-                full = sampling(scan, None, 0)
-                maps = self.coil_maps(scan, index, kspace[0], full)
-                assert maps is not None
-                image = magnitude(zero_filled_sense(kspace, full[None, None], maps[None]))[0]
-            else:
-                image = rss(kspace)[0]
-            image = center_crop(image, scan.crop)
-        return image
+        image = scan.target(index) if self.target == "reference" else None
+        if image is not None:
+            return image
+        if self.target != "sense":
+            return _fully_sampled_rss(scan, index)
+        _require_full(scan)
+        kspace, full = scan.kspace(index), sampling(scan, None, 0)
+        maps = self.coil_maps(scan, index, kspace, full)
+        assert maps is not None  # MRIData sees to it
+        image = magnitude(zero_filled_sense(kspace[None], full[None, None], maps[None]))[0]
+        return center_crop(image, scan.crop)
 
     def coil_maps(self, scan: Scan, index: int, kspace: Tensor, mask: Tensor) -> Tensor | None:
         """Coil maps of a slice, ``(set, coil, y, x)``.
@@ -155,13 +200,17 @@ class Slices(Dataset[Batch]):
         scans: Volumes.
         places: Volume and slice of each position.
         acquisition: How a slice becomes input and target.
+
+    Attributes:
+        maxima: :func:`volume_maximum` of each volume, NaN before one of its slices was asked for.
     """
 
     def __init__(self, scans: Sequence[Scan], places: Sequence[tuple[int, int]], acquisition: Acquisition) -> None:
         self.scans = scans
         self.places = places
         self.acquisition = acquisition
-        self._maxima: dict[int, float] = {}
+        # in memory that worker processes share: each volume is gone through once, by whichever meets it first
+        self.maxima = torch.full((len(scans),), math.nan, dtype=torch.float64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.places)
@@ -185,23 +234,16 @@ class Slices(Dataset[Batch]):
             kspace=kspace,
             mask=mask[None],
             maps=maps,
-            target=self.acquisition.truth(scan, index),
+            target=self.acquisition.reference(scan, index),
             maximum=torch.tensor(self._maximum(volume), dtype=torch.float32),
             name=[scan.name],
             index=torch.tensor(index),
         )
 
     def _maximum(self, volume: int) -> float:
-        if volume not in self._maxima:
-            scan = self.scans[volume]
-            stored = scan.attributes.get("max") if self.acquisition.target == "truth" else None
-            if stored is None:
-                used = [index for v, index in self.places if v == volume]
-                stored = max(float(self.acquisition.truth(scan, index).max()) for index in used)
-            if not 0 < float(stored) < float("inf"):
-                raise InputError(f"{scan.path}: the largest value of its images is {stored}; it must be positive")
-            self._maxima[volume] = float(stored)
-        return self._maxima[volume]
+        if self.maxima[volume].isnan():
+            self.maxima[volume] = volume_maximum(self.scans[volume])
+        return float(self.maxima[volume])
 
     def close(self) -> None:
         """Closes the files; they open again when needed."""

@@ -1,5 +1,6 @@
 """Coil maps for a slice of a scan: by which method, from which part of k-space, and kept on disk."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sciml_monarch.errors import InputError
+from sciml_monarch.mri.base import rss
 from sciml_monarch.mri.coil_cache import MapCache, content_key
 from sciml_monarch.mri.espirit import central, check_espirit, espirit
 from sciml_monarch.mri.formats.base import Scan
@@ -17,6 +19,10 @@ from sciml_monarch.version import version
 # More of the centre makes ESPIRiT slower and hardly better; and with a bound, patterns whose centres are larger
 # share their maps in the cache.
 _WIDEST = 24
+
+# Share of the object that maps must cover; less gives a warning, or no reconstruction worth the name.
+_COVERED, _USELESS = 0.9, 0.5
+_GRID = 64  # points of the grid on which they are compared, on an axis
 
 
 def sigpy_espirit(
@@ -65,6 +71,42 @@ def sigpy_espirit(
     return torch.stack(maps)[:, None].to(kspace.device, kspace.dtype)
 
 
+def coverage(kspace: Tensor, maps: Tensor, window: tuple[int, int]) -> float | None:
+    """Share of an object that coil maps cover.
+
+    The object is where the root sum of squares of the calibration region, an image of low resolution, is above a tenth
+    of its maximum and above three times its background. A grid of at most 64 x 64 points is enough, and takes a small
+    part of the time of ESPIRiT.
+
+    Args:
+        kspace: ``(coil, y, x)``, sampled in the calibration region.
+        maps: ``(set, coil, y, x)``; a point is covered where one of them is not zero.
+        window: Points ``(cy, cx)`` of the calibration region.
+
+    Returns:
+        0 to 1; None if there is no object, as in the outermost slices of a volume.
+    """
+    block = central(kspace, window)
+    inner = central(block, (max(1, window[0] // 3), max(1, window[1] // 3)))
+    # k-space of noise is as strong at the edge of the region as in its centre; that of objects falls steeply
+    if not inner.abs().square().mean() > 2 * block.abs().square().mean():
+        return None
+    grid = [min(max(_GRID, m), n) for n, m in zip(kspace.shape[-2:], window, strict=True)]
+    padded = kspace.new_zeros(len(kspace), *grid)
+    central(padded, window).copy_(block)
+    image = rss(padded[None])[0]
+    rows, columns = (
+        (n // 2 + ((torch.arange(m) - m // 2) * n / m).round().long()).clamp(0, n - 1)
+        for n, m in zip(kspace.shape[-2:], grid, strict=True)
+    )
+    covered = (maps[..., rows.to(maps.device)[:, None], columns.to(maps.device)] != 0).any(1).any(0)
+    background = image.flatten().kthvalue(max(1, image.numel() // 20)).values
+    is_object = image > torch.maximum(0.1 * image.max(), 3 * background)
+    if not is_object.any():
+        return None
+    return float((is_object & covered).sum() / is_object.sum())
+
+
 @dataclass(frozen=True)
 class CoilMaps:
     """How the coil maps of a slice are got.
@@ -106,12 +148,15 @@ class CoilMaps:
 
         Raises:
             InputError: The maps of the scan are absent or do not match; k-space is not finite or zero; the fully
-                sampled centre is too small.
+                sampled centre is too small, or estimated maps cover less than half of the object.
+
+        Warns:
+            UserWarning: Estimated maps cover less than 90% of the object.
         """
         try:
             if self.source == "file":
                 return self._from_scan(scan, index, masked_kspace)
-            return self._estimated(masked_kspace, mask)
+            return self._estimated(scan, masked_kspace, mask)
         except InputError as error:
             raise InputError(f"{scan.path}, slice {index}: {error}") from error
 
@@ -129,12 +174,14 @@ class CoilMaps:
             raise InputError("its coil maps hold NaN or infinity")
         return maps
 
-    def _estimated(self, kspace: Tensor, mask: Tensor) -> Tensor:
+    def _estimated(self, scan: Scan, kspace: Tensor, mask: Tensor) -> Tensor:
         window = self._window(kspace, mask)
         estimate = espirit if self.source == "espirit" else sigpy_espirit
         options = (self.kernel, self.threshold, self.crop, self.n_sets)
         if self.cache is None:
-            return estimate(kspace[None], window, *options, soft=self.soft)[0]
+            fresh = estimate(kspace[None], window, *options, soft=self.soft)[0]
+            self._check(scan, kspace, fresh, window)
+            return fresh
         # checked before the look-up: a bad slice must not depend on what happens to be in the cache
         check_espirit(kspace[None], window, *options, n_iterations=1)
         shape = (self.n_sets, *kspace.shape)
@@ -143,10 +190,30 @@ class CoilMaps:
             central(kspace, window), f"{self.source} {version()} {shape} {window} {options} soft={self.soft}"
         )
         maps = cache.get(key, shape)
+        known = maps is not None
         if maps is None:
             maps = estimate(kspace[None], window, *options, soft=self.soft)[0]
+        maps = maps.to(kspace.device)
+        self._check(scan, kspace, maps, window)
+        if not known:
             cache.put(key, maps)
-        return maps.to(kspace.device)
+        return maps
+
+    def _check(self, scan: Scan, kspace: Tensor, maps: Tensor, window: tuple[int, int]) -> None:
+        covered = coverage(kspace, maps, window)
+        if covered is None or covered >= _COVERED:
+            return
+        mend = (
+            f"sample more of the centre of k-space (its calibration region is {window[0]} x {window[1]} points), lower "
+            f"crop ({self.crop:g}) or kernel ({self.kernel}), or take maps from a file"
+        )
+        if covered < _USELESS:
+            raise InputError(f"ESPIRiT's coil maps cover {covered:.0%} of the object; {mend}")
+        # neither the slice nor the exact share, so that it is said a few times a volume and not once a slice
+        warnings.warn(
+            f"{scan.path}: ESPIRiT's coil maps cover less than {-(-covered * 10 // 1) * 10:.0f}% of the object; {mend}",
+            stacklevel=3,
+        )
 
     def _window(self, kspace: Tensor, mask: Tensor) -> tuple[int, int]:
         ny, nx = kspace.shape[-2:]

@@ -72,13 +72,13 @@ class MRIData(L.LightningDataModule):
         test: Folder or file for the test.
         mask: Draws sampling patterns; without one scans stay as they are.
         maps: How coil maps are got, from the undersampled k-space or a file; without, batches have none.
-        target: What is to be reached: ``truth`` is the image in the file (RSS where it has none), ``rss`` the root sum
-            of squares of the fully sampled k-space, ``sense`` its combination by coil maps.
+        target: What is to be reached: ``reference`` is the image in the file (RSS where it has none), ``rss`` the root
+            sum of squares of the fully sampled k-space, ``sense`` its combination by coil maps.
         batch_size: Slices of a training batch, all processes together; of a batch in each, elsewhere.
         loader: How the data are read.
 
     Raises:
-        InputError: A number is out of range.
+        InputError: A number is out of range, or the target needs coil maps and there are none.
     """
 
     def __init__(
@@ -88,13 +88,15 @@ class MRIData(L.LightningDataModule):
         test: str | Path | None = None,
         mask: Mask | None = None,
         maps: CoilMaps | None = None,
-        target: Target = "truth",
+        target: Target = "reference",
         batch_size: int = 1,
         loader: Loader = DEFAULT_LOADER,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size}: must be 1 or more")
+        if target == "sense" and maps is None:
+            raise InputError("target sense is a combination by coil maps, but maps is null; give maps, or target rss")
         self.paths = {name: None if p is None else Path(p) for name, p in zip(_PARTS, (train, val, test), strict=True)}
         self.mask = mask
         self.maps = maps
@@ -163,7 +165,7 @@ class MRIData(L.LightningDataModule):
             shapes=tuple(sorted({scan.shape for scan in scans})),
             n_coils=tuple(sorted({scan.n_coils for scan in scans})),
             mask=options,
-            acceleration=acceleration(part.acquisition.pattern(scans[0], 0, 0), scans[0].padding),
+            acceleration=acceleration(part.acquisition.pattern(scans[0], 0, 0), scans[0].acquired),
             maps=None if self.maps is None else options_of(replace(self.maps, cache=None)),
             target=self.target,
             n_volumes=len(scans),

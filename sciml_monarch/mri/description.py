@@ -19,7 +19,7 @@ class Description:
         mask: Class and options of the training masks, empty where the files brought their own.
         acceleration: Points of k-space for each sample, in the mask of the first training slice.
         maps: Options of :class:`~sciml_monarch.mri.coils.CoilMaps`; ``None`` where the network has none.
-        target: What the loss compared with: ``truth``, ``rss`` or ``sense``.
+        target: What the loss compared with: ``reference``, ``rss`` or ``sense``.
         n_volumes: Training volumes.
         n_slices: Training slices.
         acquisitions: Kinds of acquisition, as the files name them.

@@ -31,13 +31,13 @@ class Evaluation:
         rows: One dictionary a method, as in ``metrics.json``.
         pictures: Caption to PNG file.
         report: The HTML page with both.
-        problems: A line for each file or volume that was left out, and for each that is not finite.
+        remarks: A line for each volume of which methods are compared across accelerations.
     """
 
     rows: list[dict[str, object]]
     pictures: dict[str, Path]
     report: Path
-    problems: list[str]
+    remarks: list[str]
 
 
 def evaluate_mri(
@@ -55,38 +55,42 @@ def evaluate_mri(
     A folder of reconstructions is a method; all methods are compared on the volumes that all of them have, paired
     with the truth by file name. Prints tables, one more for each acquisition and acceleration where there are
     several; writes metrics.json, metrics.csv, volumes.csv, report.html and pictures (truth, reconstructions, errors
-    and a zoom; scores by volume) into a folder. Files that are missing, damaged or do not fit are named at the end
-    and the others are compared.
+    and a zoom; scores by volume) into a folder. Files that are missing, damaged or do not fit are named at the end,
+    and the others are compared; the exit status is then 2, as where an error is not finite.
 
     Args:
         predictions: Folders of HDF5 files with a data set `reconstruction`, or single files, one a method.
-        target: Folder of fastMRI or SKM-TEA files, or one file, with the reference volumes.
+        target: Folder of fastMRI or SKM-TEA files, or one file, with the reference volumes; all of them are expected
+            to have been reconstructed.
         out: Folder for the results; files of the same names are replaced.
         target_key: Data set of the reference, such as `truth` of semi-synthetic files (without noise). By default
             reconstruction_rss, or reconstruction_esc of single-coil files.
         acquisition: Compare volumes of this acquisition only, for example AXT2.
-        acceleration: Compare volumes of this acceleration only.
+        acceleration: Compare volumes of this acceleration only, to 5 %: counted accelerations are not round.
         consistency: Compute the data-consistency residual from complex images, masks and maps in the files of the
-            reconstructions and from the k-space of the target files, instead of showing what the former say.
+            reconstructions (`reconstruct --complex true`) and from the k-space of the target files, instead of
+            showing what the former say.
         n_pictures: Number of volumes of which a picture is made, spread evenly.
 
     Returns:
-        The rows, the paths of the pictures and what was left out.
+        The rows, the paths of the pictures and remarks.
 
     Raises:
-        InputError: Nothing can be compared, or an argument is out of range.
+        InputError: Nothing can be compared, or an argument is out of range; or, after everything else is written and
+            shown, files or volumes were left out or are not finite.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     if n_pictures < 0:
         raise InputError(f"n_pictures is {n_pictures}; it must not be negative")
     truths, methods, problems = _matched(predictions, target, target_key, acquisition)
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("volumes", total=len(truths) * len(methods))
-        scores, failures = _score(truths, methods, acceleration, consistency, partial(progress.advance, bar))
+        scores, failures, remarks = _score(truths, methods, acceleration, consistency, partial(progress.advance, bar))
     problems += failures
     volumes = {v.volume for v in next(iter(scores.values()))}
     if not volumes:
@@ -100,20 +104,26 @@ def evaluate_mri(
     _write_volumes(out / "volumes.csv", scores)
     tables = {"": rows} if len(groups) == 1 else {"": rows} | {g: _group_rows(g, of) for g, of in groups.items()}
     keys = ", ".join(sorted({truth.key or "target" for truth in truths}))
-    notes = [f"{len(truths)} volumes of {target} ({keys}). {SPREAD}", *problems]
+    count = f"{len(truths)} volume{'s' if len(truths) > 1 else ''}"
+    notes = [f"{count} of {target} ({keys}). {SPREAD}", *remarks, *problems]
     page = report.write_report(
         out, "MRI reconstructions against the truth", [r for t in tables.values() for r in t], pictures, notes
     )
-    console.print(notes[0], highlight=False, markup=False)
+    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    say(notes[0])
     for title, table in tables.items():
-        console.print(report.terminal_table(table, title or None))
+        console.print(report.terminal_table(table, escape(title) or None))
     for path in (*pictures.values(), page):
-        console.print(str(path), soft_wrap=True, highlight=False, markup=False)
+        say(str(path))
+    for line in remarks:
+        say(f"note: {line}")
     if problems:
-        console.print(f"{len(problems)} files or volumes were left out or are not finite:", highlight=False)
+        words = f"{len(problems)} files or volumes were left out or are not finite"
+        say(f"{words}:")
         for line in problems:
-            console.print(f"  {line}", soft_wrap=True, highlight=False, markup=False)
-    return Evaluation(rows, pictures, page, problems)
+            say(f"  {line}")
+        raise InputError(f"{words}; {problems[0]}")
+    return Evaluation(rows, pictures, page, remarks)
 
 
 def _matched(
@@ -150,10 +160,11 @@ def _score(
     acceleration: float | None,
     consistency: bool,
     advance: Callable[[], None],
-) -> tuple[dict[str, list[VolumeScores]], list[str]]:
-    """Scores of the volumes that every method's file of fits, in one order, and what went wrong."""
+) -> tuple[dict[str, list[VolumeScores]], list[str], list[str]]:
+    """Scores of the volumes that every method's file of fits, in one order; what went wrong; remarks."""
     scores: dict[str, list[VolumeScores]] = {name: [] for name in methods}
     problems: list[str] = []
+    remarks: list[str] = []
     for truth in truths:
         found: dict[str, VolumeScores] = {}
         try:
@@ -164,7 +175,7 @@ def _score(
         except InputError as error:
             problems.append(f"{error}; {truth.name} is not compared")
             continue
-        if acceleration is not None and any(v.acceleration != acceleration for v in found.values()):
+        if acceleration is not None and not all(_is_near(v.acceleration, acceleration) for v in found.values()):
             continue
         for name, v in found.items():
             scores[name].append(v)
@@ -172,8 +183,12 @@ def _score(
                 problems.append(f"{methods[name].files[truth.name]}: the error of {name} is not finite")
         if len({v.acceleration for v in found.values()}) > 1:
             each = ", ".join(f"{name}: {v.acceleration}" for name, v in found.items())
-            problems.append(f"{truth.name}: methods are compared across accelerations ({each})")
-    return scores, problems
+            remarks.append(f"{truth.name}: methods are compared across accelerations ({each})")
+    return scores, problems, remarks
+
+
+def _is_near(acceleration: float | None, wanted: float) -> bool:
+    return acceleration is not None and math.isclose(acceleration, wanted, rel_tol=0.05)
 
 
 def _row(

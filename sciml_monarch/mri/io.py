@@ -32,11 +32,11 @@ class Provenance:
     Attributes:
         method: What tables call it, such as ``CG-SENSE``.
         source: Name of the file with the k-space.
-        network: Class and checkpoint of the network; empty for a classical method.
+        network: Class of the network and name of its checkpoint, without folders, which are a machine's; empty for a
+            classical method.
         settings: What a classical method was run with, where that was not its default.
         acceleration: Nominal acceleration, if known.
         acquisition: Kind of scan, such as fastMRI's ``AXT2``; empty if unknown.
-        scale: The values are those of the source times this; 1 in the units of the source.
         voxel_size: In mm, (slice, y, x), if known.
         data_consistency: Residual ``|A x - y| / |y|`` of the volume, if measured.
     """
@@ -47,7 +47,6 @@ class Provenance:
     settings: str = ""
     acceleration: float | None = None
     acquisition: str = ""
-    scale: float = 1.0
     voxel_size: tuple[float, float, float] | None = None
     data_consistency: float | None = None
 

@@ -1,13 +1,14 @@
 """Sampling patterns: which points of k-space an accelerated scan measures.
 
 The column patterns equal those of ``fastmri.data.subsample`` for the same seed, bit by bit, so that scores can be
-compared; they are drawn from generators of their own and leave the global ones alone. Whoever applies a pattern to a
-scan with zero-filled columns removes those with :func:`within_padding`, as fastMRI does.
+compared; they are drawn from generators of their own and leave the global ones alone. Rows and columns that a scanner
+never measured are removed by ``mask_box``, as fastMRI does with columns.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,7 +22,14 @@ Seed = int | tuple[int, ...]
 
 
 class Mask(ABC):
-    """A recipe for sampling patterns."""
+    """A recipe for sampling patterns.
+
+    Attributes:
+        fits_box: Whether patterns are drawn on the acquired part of k-space alone, where the rest was filled up with
+            zeros. Else they are drawn on the whole and cut, as fastMRI does with columns.
+    """
+
+    fits_box: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, shape: tuple[int, int], seed: Seed) -> Tensor:
@@ -37,6 +45,15 @@ class Mask(ABC):
         Raises:
             InputError: No such pattern exists on this grid, or the seed is negative.
         """
+
+    def nominal(self, shape: tuple[int, int], seed: Seed) -> float | None:
+        """The acceleration that was asked for in the pattern of these arguments; ``None`` if the mask has no such one.
+
+        Args:
+            shape: Points of k-space, ``(ny, nx)``.
+            seed: That of the pattern: of several accelerations it draws one.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -58,10 +75,14 @@ class RandomMask(Mask):
         """Draws a pattern ``(1, nx)``; see :meth:`Mask.__call__`."""
 
         def columns(n: int, acceleration: float, n_center: int, generator: np.random.RandomState) -> NDArray[np.bool_]:
-            probability = (n / acceleration - n_center) / (n - n_center) if n > n_center else 1.0
+            probability = (n / acceleration - n_center) / (n - n_center)
             return generator.uniform(size=n) < probability
 
         return _draw_columns(shape[1], seed, self.accelerations, self.center_fractions, columns)
+
+    def nominal(self, shape: tuple[int, int], seed: Seed) -> float:
+        """The acceleration that the seed draws; see :meth:`Mask.nominal`."""
+        return float(self.accelerations[_draw_choice(seed, len(self.accelerations))[0]])
 
 
 @dataclass(frozen=True)
@@ -95,6 +116,10 @@ class EquispacedMask(Mask):
 
         return _draw_columns(shape[1], seed, self.accelerations, self.center_fractions, columns)
 
+    def nominal(self, shape: tuple[int, int], seed: Seed) -> float:
+        """The acceleration that the seed draws; see :meth:`Mask.nominal`."""
+        return float(self.accelerations[_draw_choice(seed, len(self.accelerations))[0]])
+
 
 @dataclass(frozen=True)
 class EquispacedFractionMask(Mask):
@@ -118,11 +143,6 @@ class EquispacedFractionMask(Mask):
         """Draws a pattern ``(1, nx)``; see :meth:`Mask.__call__`."""
 
         def columns(n: int, acceleration: float, n_center: int, generator: np.random.RandomState) -> NDArray[np.bool_]:
-            if n_center * acceleration >= n:
-                raise InputError(
-                    f"{n_center} central of {n} columns leave none for acceleration {acceleration:g}; "
-                    "lower center_fractions or the acceleration"
-                )
             # (n - n_center) columns share what the centre leaves of n / acceleration; this order of operations
             # rounds as fastMRI's does
             distance = (acceleration * (n_center - n)) / (n_center * acceleration - n)
@@ -132,6 +152,10 @@ class EquispacedFractionMask(Mask):
             return sampled
 
         return _draw_columns(shape[1], seed, self.accelerations, self.center_fractions, columns)
+
+    def nominal(self, shape: tuple[int, int], seed: Seed) -> float:
+        """The acceleration that the seed draws; see :meth:`Mask.nominal`."""
+        return float(self.accelerations[_draw_choice(seed, len(self.accelerations))[0]])
 
 
 @dataclass(frozen=True)
@@ -147,6 +171,7 @@ class PoissonMask(Mask):
         crop_corners: Whether nothing is sampled outside the ellipse that touches the edges.
     """
 
+    fits_box: ClassVar[bool] = True
     acceleration: float = 4.0
     calibration: int | tuple[int, int] = 24
     crop_corners: bool = True
@@ -159,13 +184,9 @@ class PoissonMask(Mask):
         pattern, _ = poisson_disc((shape[0], shape[1]), float(self.acceleration), calibration, self.crop_corners, seed)
         return torch.from_numpy(pattern.copy())
 
-
-def within_padding(mask: Tensor, padding: tuple[int, int] | None) -> Tensor:
-    """Removes the columns outside ``[left, right)``, which the scanner never measured; None keeps all."""
-    if padding is None:
-        return mask
-    column = torch.arange(mask.shape[-1], device=mask.device)
-    return mask & (column >= padding[0]) & (column < padding[1])
+    def nominal(self, shape: tuple[int, int], seed: Seed) -> float:
+        """The acceleration; see :meth:`Mask.nominal`."""
+        return float(self.acceleration)
 
 
 def seed_of(name: str) -> tuple[int, ...]:
@@ -234,14 +255,25 @@ def _draw_columns(
     columns: Callable[[int, float, int, np.random.RandomState], NDArray[np.bool_]],
 ) -> Tensor:
     """Draws which of the accelerations, then the columns outside the centre: fastMRI's order of random numbers."""
-    _check_seed(seed)
-    generator = np.random.RandomState(seed)
-    choice = generator.randint(len(center_fractions))
+    choice, generator = _draw_choice(seed, len(center_fractions))
     n_center = round(n * center_fractions[choice])
+    # fastMRI draws with a negative probability here, or spreads columns that are too many already
+    if n_center * accelerations[choice] >= n:
+        raise InputError(
+            f"{n_center} central of {n} columns leave none for acceleration {accelerations[choice]:g}; "
+            "lower center_fractions or the acceleration"
+        )
     sampled = columns(n, accelerations[choice], n_center, generator)
     first = (n - n_center + 1) // 2
     sampled[first : first + n_center] = True
     return torch.from_numpy(sampled)[None]
+
+
+def _draw_choice(seed: Seed, n: int) -> tuple[int, np.random.RandomState]:
+    """Which of n choices a seed draws, and the generator after that."""
+    _check_seed(seed)
+    generator = np.random.RandomState(seed)
+    return int(generator.randint(n)), generator
 
 
 def _check_choices(accelerations: tuple[float, ...], center_fractions: tuple[float, ...]) -> None:

@@ -1,9 +1,12 @@
 """Which reconstruction belongs to which truth: files of folders paired by name, and what does not pair."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import h5py
 import torch
 from torch import Tensor
 
@@ -160,6 +163,15 @@ def compared(truths: list[Truth], methods: Mapping[str, Predictions]) -> tuple[l
     return common, present, problems
 
 
+def number_in(value: Any) -> float | None:
+    """An attribute as a number; None where it is none, such as ``"4x"`` or a list of two."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _hdf5_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
@@ -175,9 +187,9 @@ def _truths_of(path: Path, key: str | None) -> list[Truth]:
     with opened(path) as file:
         acquisition = file.attrs.get("acquisition", "")
         acquisition = acquisition.decode() if isinstance(acquisition, bytes) else str(acquisition)
-        number = file.attrs.get("acceleration")
-        acceleration = None if number is None else float(number)
-        single = "kspace" in file and file["kspace"].ndim == 3
+        acceleration = number_in(file.attrs.get("acceleration"))
+        kspace = file.get("kspace")
+        single = isinstance(kspace, h5py.Dataset) and kspace.ndim == 3
         keys = [key] if key else list(reversed(REFERENCES) if single else REFERENCES)
         found = next((k for k in keys if k in file), None)
         if found is not None:

@@ -1,9 +1,10 @@
 """NIfTI volumes, written and read through nibabel (extra ``mri``).
 
-Volumes of this package are ``(slice, row, column)``; NIfTI's are ``(x, y, slice)``. A picture is taken to be shown as
-radiologists do: columns run from the patient's right to the left, rows from anterior to posterior, slices from
-inferior to superior. K-space files say how large a voxel is but, as a rule, not how the patient lay: this orientation
-of an axial head scan is then nominal, and the header says so.
+Volumes of this package are ``(slice, row, column)``; NIfTI's are ``(x, y, slice)``. Orientation and position are
+nominal, and the header says so: columns are called right to left, rows anterior to posterior, slices inferior to
+superior, whatever plane was scanned, and the origin is the centre of the volume. K-space files say how large a voxel is
+but, as a rule, not how the patient lay; where one does (ISMRMRD), that is not used. Volumes of one scan lie on each
+other in a viewer; they do not lie on images that the scanner itself reconstructed.
 """
 
 import gzip
@@ -45,13 +46,13 @@ def write_nifti(path: Path, volume: Tensor, voxel_size: tuple[float, float, floa
         raise InputError(f"voxel size {voxel_size} mm; sizes must be positive")
     dz, dy, dx = voxel_size or (1.0, 1.0, 1.0)
     array = volume.detach().cpu().float().permute(2, 1, 0).contiguous().numpy()
-    affine = np.diag([-dx, -dy, dz, 1.0])  # NIfTI's world is (right to) left +: L, P, S of ours is -x, -y, +z
+    affine = np.diag([-dx, -dy, dz, 1.0])  # NIfTI's world grows to R, A, S, our axes to L, P, S
     affine[:3, 3] = -affine[:3, :3] @ (np.array(array.shape) // 2)  # the centre of the transform is the origin
     image = nibabel.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm" if voxel_size else "unknown")
     image.set_sform(affine, ALIGNED)
     image.set_qform(affine, ALIGNED)
-    image.header["descrip"] = b"sciml-monarch; nominal orientation: axial, head first, supine"
+    image.header["descrip"] = b"sciml-monarch; orientation and position are nominal"
     content = image.to_bytes()
     with replacing(path) as temporary:
         temporary.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
@@ -90,6 +91,15 @@ def read_nifti(path: Path) -> tuple[NDArray[Any], tuple[float, float, float]]:
     upright = array.transpose(2, 1, 0)[:, ::-1, ::-1]  # from (R, A, S) to (S, P, L)
     dx, dy, dz = (float(size) for size in zooms[:3])
     return np.ascontiguousarray(upright, dtype=np.float32), (dz, dy, dx)
+
+
+def check_nibabel() -> None:
+    """Checks that NIfTI can be written here.
+
+    Raises:
+        InputError: nibabel is not installed.
+    """
+    _nibabel()
 
 
 def _nibabel() -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from sciml_monarch.errors import InputError
 from sciml_monarch.mri.formats.acquisitions import find_group
 from sciml_monarch.mri.formats.base import Scan, missing, reading
-from sciml_monarch.mri.formats.cfl import cfl_base, open_cfl
+from sciml_monarch.mri.formats.cfl import bart_file, cfl_base, open_cfl
 from sciml_monarch.mri.formats.fastmri import FastMRIScan
 from sciml_monarch.mri.formats.hdf5 import Hdf5File, has_hdf5_signature
 from sciml_monarch.mri.formats.ismrmrd import open_ismrmrd
@@ -42,7 +42,7 @@ def open_scans(path: str | Path) -> list[Scan]:
         InputError: The file is missing, empty, damaged, a folder, or of another kind.
     """
     path = Path(path)
-    if path.suffix in _BART or (not path.exists() and _is_bart_base(path)):
+    if path.suffix.lower() in _BART or (not path.exists() and _is_bart_base(path)):
         return [*open_cfl(path)]
     if path.is_dir():
         raise InputError(f"{path}: is a folder, a file was expected; list_scans gives the files of a folder")
@@ -79,7 +79,7 @@ def list_scans(path: str | Path) -> list[Path]:
         if path.exists():
             return [path]
         if _is_bart_base(path):
-            return [path.with_name(path.name + ".cfl")]
+            return [bart_file(path, ".cfl")]
         raise InputError(f"{path}: no such file or folder")
     with reading(path, "the folder"):
         entries = sorted(path.iterdir())
@@ -106,11 +106,11 @@ def _open_hdf5(path: Path) -> list[Scan]:
 
 
 def _is_bart_base(path: Path) -> bool:
-    return any(path.with_name(path.name + suffix).is_file() for suffix in _BART)
+    return any(bart_file(path, suffix).is_file() for suffix in _BART)
 
 
 def _are_maps(path: Path) -> bool:
     base = cfl_base(path)
-    if path.suffix != ".cfl" or not base.name.endswith("_maps"):
+    if path.suffix.lower() != ".cfl" or not base.name.endswith("_maps"):
         return False
-    return base.with_name(base.name.removesuffix("_maps") + ".cfl").is_file()
+    return bart_file(base.with_name(base.name.removesuffix("_maps")), ".cfl").is_file()

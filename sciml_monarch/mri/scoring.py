@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.mri.io import read_complex_image, read_reconstruction
-from sciml_monarch.mri.matching import Truth
+from sciml_monarch.mri.matching import Truth, number_in
 from sciml_monarch.mri.metrics import hfen, nmse, psnr, residual_energy, ssim
 
 METRICS = ("nmse", "psnr", "ssim", "hfen", "data_consistency")
@@ -91,13 +91,12 @@ def score_volume(truth: Truth, target: Tensor, path: Path, consistency: bool) ->
     residual = found.attributes.get("data_consistency")
     try:
         reference, volume = fitted(target, found.volume)
-        scale = float(found.attributes.get("scale", 1.0))
-        residual = measured_consistency(truth, path, scale) if consistency else residual
-        acceleration = found.attributes.get("acceleration", truth.acceleration)
+        residual = measured_consistency(truth, path) if consistency else residual
+        acceleration = number_in(found.attributes.get("acceleration"))
         return VolumeScores(
             volume=truth.name,
             acquisition=truth.acquisition or str(found.attributes.get("acquisition", "")),
-            acceleration=None if acceleration is None else float(acceleration),
+            acceleration=truth.acceleration if acceleration is None else acceleration,
             n_slices=len(reference),
             nmse=nmse(reference, volume),
             psnr=psnr(reference, volume),
@@ -110,13 +109,12 @@ def score_volume(truth: Truth, target: Tensor, path: Path, consistency: bool) ->
         raise InputError(text if str(path) in text else f"{path}: {text}") from None
 
 
-def measured_consistency(truth: Truth, path: Path, scale: float) -> float:
+def measured_consistency(truth: Truth, path: Path) -> float:
     """Data-consistency residual of a stored complex image, a slice at a time.
 
     Args:
         truth: Scan whose file has the k-space.
         path: File of the reconstruction, with ``image``, ``mask`` and ``maps``.
-        scale: Its values are those of the scan times this.
 
     Returns:
         ``|A x - y| / |y|`` of the volume; NaN where nothing but zeros was measured.
@@ -128,7 +126,10 @@ def measured_consistency(truth: Truth, path: Path, scale: float) -> float:
 
     stored = read_complex_image(path)
     if stored is None:
-        raise InputError("holds no complex image with mask and maps; its data consistency cannot be computed")
+        raise InputError(
+            "holds no complex image with mask and maps, of which the data consistency is computed; reconstruct with "
+            "--complex true"
+        )
     scan = next((scan for scan in open_scans(truth.path) if scan.name == truth.name), None)
     if scan is None or scan.n_slices != len(stored.image):
         raise InputError(f"its {len(stored.image)} complex slices do not fit the k-space of {truth.path}")
@@ -136,7 +137,7 @@ def measured_consistency(truth: Truth, path: Path, scale: float) -> float:
     mask = stored.mask[None, None]
     with scan:
         for index in range(scan.n_slices):
-            image = stored.image[index : index + 1] / scale
+            image = stored.image[index : index + 1]
             energies = residual_energy(image, scan.kspace(index)[None], mask, stored.maps[index : index + 1])
             residual, measured = residual + float(energies[0]), measured + float(energies[1])
     return math.sqrt(residual / measured) if measured > 0 else math.nan

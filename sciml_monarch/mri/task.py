@@ -1,5 +1,7 @@
 """Training of a reconstruction network, as a Lightning module."""
 
+import math
+import warnings
 from typing import Any
 
 import lightning as L
@@ -77,12 +79,20 @@ class ReconTask(L.LightningModule):
         self._pictures: dict[str, tuple[float, Tensor]] = {}
 
     def setup(self, stage: str) -> None:
-        """Checks that data, network and precision go together."""
+        """Checks that data, network and precision go together.
+
+        Raises:
+            InputError: They do not; the message says what to set.
+        """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, MRIData):
             raise InputError(f"ReconTask trains on MRIData, not on {type(data).__name__}")
         if self.net.needs_maps and data.maps is None:
             raise InputError(f"{type(self.net).__name__} needs coil maps; set maps of the data, for example to {{}}")
+        if not self.net.needs_maps and data.maps is not None and data.target != "sense":
+            raise InputError(
+                f"{type(self.net).__name__} takes no coil maps, which are long to make; set maps of the data to null"
+            )
         if self.trainer.precision not in PRECISIONS:
             raise InputError(
                 f"k-space is complex, which does not exist in precision {self.trainer.precision}; use one of "
@@ -95,8 +105,32 @@ class ReconTask(L.LightningModule):
                     f"{scan.path}: {scan.n_coils} coils, but {type(self.net).__name__} has a transform for each of "
                     f"{n_coils}; leave the scan out, or set n_coils of the network to null"
                 )
+        self._check_shape(data)
         if stage == "fit":
             describe(self.net, data.description)
+
+    def _check_shape(self, data: MRIData) -> None:
+        """Compares the points of learned transforms with those of the scans: only where they agree is learned."""
+        shape = self.net.config.get("shape")
+        if shape is None:
+            return
+        scans = data.scans()
+        fitting = [sum(n == m for n, m in zip(scan.shape, shape, strict=True)) for scan in scans]
+        others = [scan for scan, n in zip(scans, fitting, strict=True) if n < 2]
+        if not others:
+            return
+        name, (ny, nx) = type(self.net).__name__, others[0].shape
+        if not any(fitting):
+            raise InputError(
+                f"{others[0].path}: k-space of {ny} x {nx}, but {name} has transforms for {shape[0]} x {shape[1]}, "
+                f"and no scan has either; set shape of the network to [{ny}, {nx}]"
+            )
+        warnings.warn(
+            f"{len(others)} of {len(scans)} scans, such as {others[0].path}, have k-space of another size ({ny} x "
+            f"{nx}) than {shape[0]} x {shape[1]}, where the learned transform has its points; on such axes nothing is "
+            "learned",
+            stacklevel=2,
+        )
 
     def on_train_start(self) -> None:
         """Takes over the seed of the run, unless it goes on from a checkpoint."""
@@ -120,6 +154,10 @@ class ReconTask(L.LightningModule):
             sync_dist=True,
             batch_size=len(batch.target),
         )
+        if not loss.requires_grad:
+            # Scans of other sizes than the transforms of a network that consists of them teach it nothing. A loss of
+            # gradient zero, rather than none, keeps processes that train together in step.
+            loss = loss + 0 * sum(p.sum() for p in self.net.parameters() if p.requires_grad)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -138,9 +176,13 @@ class ReconTask(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Stops a training that has diverged, which would otherwise run on for hours."""
         loss = self.trainer.callback_metrics.get("train/loss")
-        if loss is not None and not torch.isfinite(loss):
+        if loss is not None:
+            self._check_finite("the loss", loss.item())
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
             raise InputError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch}; lower the learning rate "
+                f"{what} is {value} in epoch {self.current_epoch}; lower the learning rate "
                 f"({self.optimization.learning_rate}) or set trainer.gradient_clip_val"
             )
 
@@ -186,6 +228,10 @@ class ReconTask(L.LightningModule):
             # every process has all volumes, so that their mean over processes is the same number
             value = torch.tensor(mean, dtype=torch.float32, device=self.device)
             self.log(f"{part}/{metric}", value, prog_bar=metric == "nmse", sync_dist=True)
+            if (
+                metric == "nmse" and self.trainer.state.fn == "fit"
+            ):  # the weights of the epoch's last step, unseen above
+                self._check_finite(f"{part}/nmse", mean)
 
     def _show(self) -> None:
         """Adds the slices of the first volumes to the logs that take pictures."""

@@ -277,7 +277,7 @@ def test_coil_maps_take_the_sampled_centre():
     assert torch.equal(whole, espirit(kspace, 24, crop=0.8, n_sets=2)[0])
     square = CoilMaps("sigpy")(FakeScan(), 0, masked, mask)
     assert torch.equal(square, sigpy_espirit(kspace, 13)[0])
-    assert torch.equal(CoilMaps(calibration=(12, 10))(FakeScan(), 0, masked, mask), espirit(kspace, (12, 10))[0])
+    assert torch.equal(CoilMaps(calibration=(20, 12))(FakeScan(), 0, masked, mask), espirit(kspace, (20, 12))[0])
 
 
 def test_coil_maps_from_the_scan():
@@ -306,6 +306,50 @@ def test_a_centre_that_is_too_small_is_named(tmp_path):
         with pytest.raises(InputError, match="is zero in its 24 x 13 calibration region"):
             CoilMaps(cache=cache)(FakeScan(), 0, 0 * kspace[0], columns(60, 13))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["pulseq_brain_16ch", None])
+def test_maps_that_do_not_cover_the_object_are_said_and_useless_ones_refused(name, tmp_path):
+    kspace = phantom((96, 80), 8)[0][0] if name is None else real_kspace(name)[0]
+    nx = kspace.shape[-1]
+    mask = columns(nx, 8)
+    masked = torch.where(mask, kspace, 0)
+    for how in (CoilMaps(), CoilMaps(cache=tmp_path)):
+        message = (
+            r"brain\.h5, slice 3: ESPIRiT's coil maps cover \d+% of the object; sample more of the centre of k-space"
+        )
+        with pytest.raises(InputError, match=rf"{message} \(its calibration region is 24 x 8 points\), lower crop"):
+            how(FakeScan(), 3, masked, mask)
+    assert not list(tmp_path.rglob("*.maps"))
+    n_center = 9 if name is None else 10
+    mask = columns(nx, n_center)
+    masked = torch.where(mask, kspace, 0)
+    for how in (CoilMaps(), CoilMaps(cache=tmp_path), CoilMaps(cache=tmp_path)):  # kept maps are warned of too
+        with pytest.warns(UserWarning, match=r"^brain\.h5: ESPIRiT's coil maps cover less than [6-9]0% of the object"):
+            maps = how(FakeScan(), 0, masked, mask)
+    assert 0.5 <= coils.coverage(masked, maps, (24, n_center)) < 0.9
+    CoilMaps(kernel=4, crop=0.8)(FakeScan(), 0, masked, mask)  # what the warning advises
+    full = CoilMaps()(FakeScan(), 0, kspace, torch.ones(1, nx, dtype=torch.bool))
+    assert coils.coverage(kspace, full, (24, 24)) > 0.97
+
+
+def test_coverage_is_the_share_of_the_object():
+    kspace, _, image = phantom((96, 160), 4)
+    maps = torch.ones(1, 4, 96, 160)
+    assert coils.coverage(kspace[0], maps, (24, 24)) == 1.0
+    left = maps.clone()
+    left[..., 80:] = 0
+    assert coils.coverage(kspace[0], left, (24, 24)) == pytest.approx(0.5, abs=0.05)
+    assert coils.coverage(kspace[0], 1.0 * (image.abs() == 0).expand(1, 4, -1, -1), (24, 24)) < 0.2
+    assert coils.coverage(kspace[0], torch.cat([0 * maps, maps]), (24, 24)) == 1.0
+    assert coils.coverage(kspace[0], 0 * maps, (24, 24)) == 0.0
+
+
+def test_a_slice_of_noise_has_no_object_to_cover():
+    for n_coils in (2, 8):
+        noise = randn(n_coils, 96, 80, dtype=torch.complex64)
+        assert coils.coverage(noise, torch.zeros(1, n_coils, 96, 80), (24, 12)) is None
+        CoilMaps()(FakeScan(), 0, noise, columns(80, 12))
 
 
 def test_cached_maps_are_found_by_content(tmp_path, monkeypatch):

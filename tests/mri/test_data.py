@@ -1,5 +1,7 @@
+from collections import Counter
 from dataclasses import dataclass
 
+import h5py
 import pytest
 import torch
 
@@ -10,10 +12,11 @@ from sciml_monarch.mri.classical import zero_filled_sense
 from sciml_monarch.mri.coils import CoilMaps
 from sciml_monarch.mri.data import Loader, MRIData, spread
 from sciml_monarch.mri.description import Description
-from sciml_monarch.mri.formats.base import center_crop
-from sciml_monarch.mri.masks import Mask, RandomMask, seed_of
+from sciml_monarch.mri.formats.base import Scan, center_crop
+from sciml_monarch.mri.masks import EquispacedFractionMask, Mask, PoissonMask, RandomMask, seed_of
 from sciml_monarch.mri.readers import open_scans
 from sciml_monarch.mri.sampler import ShapeBatches
+from sciml_monarch.mri.volumes import Undersampling
 from sciml_monarch.mri.writing import write_npy, write_skmtea
 from tests.mri.scans import make_scan, write_scan
 
@@ -112,7 +115,7 @@ def test_columns_that_were_not_encoded_are_never_sampled(tmp_path):
     assert read.padding == (4, 28)
     full = sampling(read, None, 0)
     assert full[0].tolist() == [4 <= i < 28 for i in range(32)]
-    assert acceleration(full, read.padding) == 1.0
+    assert acceleration(full, read.acquired) == 1.0
     batch = next(iter(MRIData(tmp_path, mask=MASK).train_dataloader()))
     assert not batch.mask[..., :4].any()
     assert not batch.mask[..., 28:].any()
@@ -124,19 +127,125 @@ def test_targets(scan_folder):
     scan = open_scans(name)[0]
     kspace, full = scan.kspace(1), torch.ones(1, 32, dtype=torch.bool)
     found = {}
-    for target in ("truth", "rss", "sense"):
-        found[target] = Acquisition(MASK, None, FILE, target, 0, True).truth(scan, 1)
-    assert torch.equal(found["truth"], scan.target(1))
+    for target in ("reference", "rss", "sense"):
+        found[target] = Acquisition(MASK, None, FILE, target, 0, True).reference(scan, 1)
+    assert torch.equal(found["reference"], scan.target(1))
     torch.testing.assert_close(found["rss"], center_crop(rss(kspace[None])[0], (32, 32)))
     sense = magnitude(zero_filled_sense(kspace[None], full[None, None], scan.maps(1)[None]))[0]
     torch.testing.assert_close(found["sense"], center_crop(sense, (32, 32)))
     assert not torch.equal(found["sense"], found["rss"])
     rows = list(MRIData(scan_folder / "val", mask=MASK, maps=FILE, target="sense").train_dataloader())
     peaks = {n: max(float(b.target.max()) for b in rows if b.name[0] == n) for n in ("val_0", "val_1")}
-    assert all(float(b.maximum) == pytest.approx(peaks[b.name[0]], rel=1e-6) for b in rows)
+    assert all(float(b.maximum) == pytest.approx(peaks[b.name[0]], rel=0.02) for b in rows)
 
 
-def test_truth_falls_back_to_rss_where_the_file_has_none(tmp_path):
+class Reads:
+    """Counts what is read of scans."""
+
+    def __init__(self, monkeypatch):
+        self.counts = Counter()
+        for kind in ("kspace", "target", "maps"):
+            original = getattr(Scan, kind)
+
+            def read(scan, index, kind=kind, original=original):
+                self.counts[kind] += 1
+                return original(scan, index)
+
+            monkeypatch.setattr(Scan, kind, read)
+
+
+@pytest.mark.parametrize("target", ["reference", "rss", "sense"])
+@pytest.mark.parametrize("stored", [None, 2e-5, "big", float("nan"), True])
+def test_the_maximum_of_a_volume_is_cheap(tmp_path, monkeypatch, target, stored):
+    scan = make_scan(6, (32, 32))
+    write_scan(tmp_path / "a.h5", scan, with_maps=True)
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file.attrs.pop("max", None)
+        if stored is not None:
+            file.attrs["max"] = stored
+    for slices in (None, (1, 3)):
+        part = MRIData(tmp_path, mask=MASK, maps=FILE, target=target, loader=Loader(slices=slices)).part("train")
+        reads = Reads(monkeypatch)
+        batches = [part[0, [0]] for _ in range(3)]
+        monkeypatch.undo()
+        own = {"reference": {"kspace": 3, "target": 3, "maps": 3}, "rss": {"kspace": 6, "maps": 3}}
+        expected = Counter(own.get(target, {"kspace": 6, "maps": 6}))
+        expected.update({} if stored == 2e-5 else {"target": 6})  # one pass over the images, whatever the target
+        assert reads.counts == expected
+        peak = 2e-5 if stored == 2e-5 else float(scan.target.max())
+        assert all(batch.maximum.item() == pytest.approx(peak, rel=1e-6) for batch in batches)
+
+
+def test_the_maximum_of_a_volume_without_images_is_that_of_all_its_slices(tmp_path, monkeypatch):
+    scan = make_scan(4, (32, 32))
+    scan.kspace[2] *= 3
+    kspace = scan.kspace.clone()
+    kspace[3] = 0  # a damaged slice that is left out of the training does not matter
+    write_npy(tmp_path / "raw.npy", kspace)
+    part = MRIData(tmp_path, mask=MASK, loader=Loader(slices=(0, 1))).part("train")
+    reads = Reads(monkeypatch)
+    for _ in range(2):
+        batch = part[0, [0]]
+        assert batch.maximum.item() == pytest.approx(float(rss(scan.kspace[2:3]).max()), rel=1e-6)
+    assert reads.counts["kspace"] == 2 + 2 + 4
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning")
+def test_maxima_found_by_a_worker_are_known_to_all(scan_folder):
+    source = data(scan_folder, loader=Loader(n_workers=2))
+    part = source.part("train")
+    epoch(source.train_dataloader())
+    expected = [max(float(scan.target(i).max()) for i in range(scan.n_slices)) for scan in part.scans]
+    torch.testing.assert_close(part.maxima, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_poisson_masks_of_a_zero_filled_scan_have_the_acceleration_of_what_was_acquired(tmp_path):
+    """SKM-TEA's shape, an eighth: 52 x 20 of 64 x 40 were acquired."""
+    scan = make_scan(2, (64, 40))
+    acquired = torch.zeros(64, 40, dtype=torch.bool)
+    acquired[6:58, 10:30] = True
+    kspace = torch.where(acquired, scan.kspace, 0)
+    stored = {f"poisson_{r:.1f}x": PoissonMask(r, 6)((52, 20), 0) for r in (4.0, 8.0)}
+    stored["odd_2.0x"] = stored["poisson_8.0x"]
+    target = torch.ones(2, 1, 1, 64, 40, dtype=torch.complex64)
+    write_skmtea(tmp_path / "knee.h5", kspace[:, None], scan.maps, target, stored)
+    (read,) = open_scans(tmp_path / "knee.h5")
+    assert read.acquired == (6, 58, 10, 30)
+    for how in (Undersampling(PoissonMask(6.0, 6), None), Undersampling(None, "poisson_8.0x")):
+        pattern = how.pattern(read)
+        nominal = 6.0 if how.mask else 8.0
+        assert not (pattern & ~acquired).any()
+        assert acceleration(pattern, read.acquired) == pytest.approx(nominal, rel=0.02)
+        assert int(pattern.sum()) == pytest.approx(52 * 20 / nominal, rel=0.02)
+        assert how.nominal(read, pattern) == nominal
+    wrong = Undersampling(None, "odd_2.0x")  # a name that does not hold is not believed
+    assert wrong.nominal(read, wrong.pattern(read)) == pytest.approx(8.0, rel=0.02)
+    columns = Undersampling(EquispacedFractionMask((4.0,), (0.1,)), None).pattern(read)
+    whole = EquispacedFractionMask((4.0,), (0.1,))((64, 40), seed_of("knee.h5"))
+    assert torch.equal(columns, whole & acquired)
+    full = sampling(read, None, 0)
+    assert torch.equal(full, acquired)
+    assert acceleration(full, read.acquired) == 1.0
+    source = MRIData(tmp_path, mask=PoissonMask(6.0, 6), maps=FILE)
+    batch = next(iter(source.train_dataloader()))
+    assert batch.mask.shape == (1, 1, 64, 40)
+    assert source.description.acceleration == pytest.approx(6.0, rel=0.02)
+
+
+def test_volumes_are_called_after_the_acceleration_that_their_mask_drew(tmp_path):
+    scan = make_scan(1, (16, 160))
+    how = Undersampling(EquispacedFractionMask((3.0, 4.0), (0.1, 0.08)), None)
+    found = Counter()
+    for i in range(8):
+        write_scan(tmp_path / f"{i}.h5", scan)
+        (read,) = open_scans(tmp_path / f"{i}.h5")
+        pattern = how.pattern(read)
+        found[how.nominal(read, pattern)] += 1
+        assert how.nominal(read, pattern) == round(acceleration(pattern))
+    assert set(found) == {3.0, 4.0}
+
+
+def test_the_reference_falls_back_to_rss_where_the_file_has_none(tmp_path):
     scan = make_scan(2, (32, 32))
     write_npy(tmp_path / "raw.npy", scan.kspace)
     batch = next(iter(MRIData(tmp_path / "raw.npy", mask=MASK).train_dataloader()))
@@ -268,6 +377,8 @@ def test_processes_share_batches():
 def test_options_out_of_range_are_refused():
     with pytest.raises(InputError, match="batch_size 0"):
         MRIData(batch_size=0)
+    with pytest.raises(InputError, match=r"target sense .* maps is null"):
+        MRIData(target="sense")
     with pytest.raises(InputError, match="n_workers -1"):
         Loader(n_workers=-1)
     with pytest.raises(InputError, match="n_train 0"):

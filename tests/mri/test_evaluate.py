@@ -92,7 +92,7 @@ def test_methods_are_compared_volume_by_volume_and_group_by_group(targets, tmp_p
     assert "data_consistency" not in second
     assert (first["n_volumes"], first["n_slices"], first["acceleration"]) == (4, 12, None)
     assert [g["group"] for g in first["groups"]] == ["AXFLAIR, 4x", "AXT2, 4x", "AXT2, 8x"]
-    assert found.problems == []
+    assert found.remarks == []
     written = json.loads((tmp_path / "out/metrics.json").read_text())
     assert written == found.rows
     with (tmp_path / "out/volumes.csv").open(newline="") as file:
@@ -168,9 +168,12 @@ def test_what_is_missing_damaged_or_does_not_fit_is_named_and_the_rest_compared(
         file["kspace"] = np.zeros(3)
     stranger = tmp_path / "stranger"
     write_reconstruction(stranger / "other.h5", torch.rand(2, 40, 32), Provenance("U-Net", "other.h5"))
-    found = evaluate_mri([good, bad, stranger], targets, tmp_path / "out", n_pictures=0)
-    assert [row["method"] for row in found.rows] == ["CG-SENSE", "zero-filled"]
-    assert [v["volume"] for row in found.rows for v in row["volumes"]] == ["file3", "file3"]
+    with pytest.raises(InputError, match="7 files or volumes were left out") as caught:
+        evaluate_mri([good, bad, stranger], targets, tmp_path / "out", n_pictures=0)
+    assert "\n" not in str(caught.value)
+    rows = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert [row["method"] for row in rows] == ["CG-SENSE", "zero-filled"]
+    assert [v["volume"] for row in rows for v in row["volumes"]] == ["file3", "file3"]
     expected = (
         "test_only.h5: there is no data set 'reconstruction_rss' or 'reconstruction_esc'",
         "extra.h5: there is no truth of this name",
@@ -181,28 +184,29 @@ def test_what_is_missing_damaged_or_does_not_fit_is_named_and_the_rest_compared(
     )
     shown = capsys.readouterr().out
     for text in expected:
-        assert any(text in line for line in found.problems), text
         assert text in shown
-    assert len(found.problems) == len(expected) + 1  # other.h5 has no truth either
-    assert "7 files or volumes were left out" in shown
+    assert "1 volume of " in shown
+    lines = shown.split("7 files or volumes were left out or are not finite:\n")[1].splitlines()
+    assert len(lines) == len(expected) + 1  # other.h5 has no truth either
 
 
-def test_a_reconstruction_that_is_not_finite_or_too_small_does_not_pass_unseen(targets, tmp_path):
+def test_a_reconstruction_that_is_not_finite_or_too_small_does_not_pass_unseen(targets, tmp_path, capsys):
     method = write_method(tmp_path / "a", 0.02)
     with h5py.File(method / "file0.h5", "r+") as file:
         file["reconstruction"][1, 20, 20] = math.nan
     write_reconstruction(method / "file1.h5", torch.rand(3, 30, 32), Provenance("CG-SENSE", "file1.h5"))
     with h5py.File(targets / "file2.h5", "r+") as file:
         file["reconstruction_rss"][0, 0, 0] = math.inf
-    found = evaluate_mri([method], targets, tmp_path / "out", n_pictures=0)
-    assert math.isnan(found.rows[0]["nmse"])
-    assert any("file0.h5: the error of CG-SENSE is not finite" in line for line in found.problems)
-    assert any("file1.h5: has images of (30, 32), but (32, 32)" in line for line in found.problems)
-    assert any("file2.h5: 'reconstruction_rss' holds values that are not finite" in line for line in found.problems)
+    with pytest.raises(InputError, match="3 files or volumes were left out or are not finite"):
+        evaluate_mri([method], targets, tmp_path / "out", n_pictures=0)
+    shown = capsys.readouterr().out
+    assert "file0.h5: the error of CG-SENSE is not finite" in shown
+    assert "file1.h5: has images of (30, 32), but (32, 32)" in shown
+    assert "file2.h5: 'reconstruction_rss' holds values that are not finite" in shown
     written = json.loads((tmp_path / "out/metrics.json").read_text())[0]
     assert written["nmse"] is None
     assert written["volumes"][0]["nmse"] is None
-    assert "not finite" in found.report.read_text()
+    assert "not finite" in (tmp_path / "out/report.html").read_text()
 
 
 def test_methods_at_different_accelerations_are_compared_with_a_warning(targets, tmp_path):
@@ -211,7 +215,7 @@ def test_methods_at_different_accelerations_are_compared_with_a_warning(targets,
     found = evaluate_mri([fast, slow], targets, tmp_path / "out", n_pictures=0)
     assert [row["method"] for row in found.rows] == ["CG-SENSE (fast)", "CG-SENSE (slow)"]
     assert "file0: methods are compared across accelerations (CG-SENSE (fast): 8.0, CG-SENSE (slow): 4.0)" in (
-        found.problems
+        found.remarks
     )
 
 
@@ -225,9 +229,9 @@ def test_the_data_residual_is_computed_from_what_the_files_hold(tmp_path):
         file["kspace"] = kspace.numpy()
         file["reconstruction_rss"] = image[:, 0].abs().numpy()
         file.attrs["acquisition"] = "AXT2"
-    provenance = Provenance("CG-SENSE", "file0.h5", scale=2.0, data_consistency=0.5)
-    stored = ComplexImage(2 * image, mask, maps)
-    path = write_reconstruction(tmp_path / "a/file0.h5", 2 * image[:, 0].abs(), provenance, stored)
+    provenance = Provenance("CG-SENSE", "file0.h5", data_consistency=0.5)
+    stored = ComplexImage(image, mask, maps)
+    path = write_reconstruction(tmp_path / "a/file0.h5", image[:, 0].abs(), provenance, stored)
     expected = data_consistency(image, kspace, mask[None, None], maps)
     row = evaluate_mri([path.parent], tmp_path / "targets", tmp_path / "out", consistency=True, n_pictures=0).rows[0]
     assert row["data_consistency"] == pytest.approx(expected, rel=1e-5)
@@ -235,9 +239,42 @@ def test_the_data_residual_is_computed_from_what_the_files_hold(tmp_path):
         evaluate_mri([path.parent], tmp_path / "targets", tmp_path / "out", n_pictures=0).rows[0]["data_consistency"]
         == 0.5
     )
-    write_reconstruction(path, 2 * image[:, 0].abs(), provenance)
+    write_reconstruction(path, image[:, 0].abs(), provenance)
     with pytest.raises(InputError, match="holds no complex image with mask and maps"):
         evaluate_mri([path.parent], tmp_path / "targets", tmp_path / "out", consistency=True, n_pictures=0)
+
+
+@pytest.mark.parametrize("spoilt", ["4x", [4.0, 8.0], "group"])
+def test_attributes_of_others_that_are_no_numbers_stop_nothing(spoilt, targets, tmp_path):
+    with h5py.File(targets / "file0.h5", "r+") as file:
+        if spoilt == "group":
+            file.create_group("kspace")
+        else:
+            file.attrs["acceleration"] = spoilt
+    method = write_method(tmp_path / "a", 0.02)
+    with h5py.File(method / "file1.h5", "r+") as file:
+        file.attrs["acceleration"] = "4x"
+    found = evaluate_mri([method], targets, tmp_path / "out", n_pictures=0)
+    assert [v["acceleration"] for v in found.rows[0]["volumes"]] == [4.0, None, 4.0, 4.0]
+
+
+def test_accelerations_that_were_counted_are_near_what_is_asked_for(targets, tmp_path):
+    method = write_method(tmp_path / "a", 0.02, accelerations=(3.98, 4.05, 4.4, 8.0))
+    found = evaluate_mri([method], targets, tmp_path / "out", acceleration=4.0, n_pictures=0)
+    assert [v["volume"] for v in found.rows[0]["volumes"]] == ["file0", "file1"]
+
+
+def test_names_with_brackets_are_shown_as_they_are(targets, tmp_path, capsys):
+    for file in targets.iterdir():
+        with h5py.File(file, "r+") as opened:
+            opened.attrs["acquisition"] = "T2[/red]"
+    method = write_method(tmp_path / "cg[/x]", 0.02, "CG [bold]")
+    write_reconstruction(method / "odd[red].h5", torch.rand(3, 40, 32), Provenance("CG [bold]", "odd.h5"))
+    with pytest.raises(InputError, match="1 files or volumes were left out"):
+        evaluate_mri([method], targets, tmp_path / "out[/z]", n_pictures=0)
+    shown = capsys.readouterr().out
+    for text in ("odd[red].h5", "out[/z]/report.html", "CG [bold]", "T2[/red], 8x"):
+        assert text in shown
 
 
 # Names and pictures

@@ -2,7 +2,7 @@
 
 import tracemalloc
 
-import fastmri.data
+import fastmri.data.transforms
 import h5py
 import numpy as np
 import pytest
@@ -279,6 +279,17 @@ class TestBadFiles:
         text = HEADER.replace(' xmlns="http://www.ismrm.org/ISMRMRD"', "").replace("640", str(NY)).replace("368", "14")
         scan = open_scans(write_by_hand(tmp_path / "a.h5", ismrmrd_header=text))[0]
         assert scan.encoding_size == (NY, 14, 1)
+
+    @pytest.mark.parametrize("axis", "xyz")
+    @pytest.mark.parametrize("space", ["encodedSpace", "reconSpace"])
+    @pytest.mark.parametrize("size", [0, -3])
+    def test_sizes_below_one_are_refused(self, tmp_path, space, axis, size):
+        start = HEADER.index(f"<{axis}>", HEADER.index("<matrixSize>", HEADER.index(f"<{space}>"))) + 3
+        text = f"{HEADER[:start]}{size}{HEADER[HEADER.index('<', start) :]}"
+        path = write_by_hand(tmp_path / "a.h5", ismrmrd_header=text)
+        with pytest.raises(InputError, match=rf"^{path}: .*the matrixSize of {space} is .*{size}.*1 or more") as error:
+            open_scans(path)
+        assert "\n" not in str(error.value)
 
     def test_padding_outside_of_kspace_is_cut(self, tmp_path):
         """fastMRI's formula gives -162 here, which as a Python index would blank the wrong end of the mask."""

@@ -361,6 +361,7 @@ class TestThreeDimensional:
         assert (scan.n_slices, scan.shape) == (NY, (NX, self.NZ))
         assert scan.voxel_size == (0.5, 1.0, 2.0)
         np.testing.assert_array_equal(scan.mask.numpy(), sampled)
+        assert scan.acquired == (0, NX, 0, self.NZ)
         for y in range(NY):
             expected = torch.where(scan.mask, fft2c(image[:, NY // 2 + y]), 0)
             assert relative_error(scan.kspace(y), expected) < 1e-6

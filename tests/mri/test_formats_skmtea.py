@@ -45,7 +45,7 @@ def test_echoes_are_scans(path):
     for scan in scans:
         assert (scan.n_slices, scan.n_coils, scan.shape, scan.crop) == (NX, COILS, (NY, NZ), (NY, NZ))
         assert scan.mask is scan.voxel_size is None
-        assert scan.padding == (4, 12)
+        assert scan.acquired == (2, 22, 4, 12)
 
 
 @pytest.mark.parametrize("echo", [0, 1])
@@ -85,7 +85,7 @@ def test_masks_of_the_real_size(tmp_path):
     mask = scan.masks()["poisson_16.0x"]
     assert mask[48:464, 40:120].all()
     assert mask.sum() == 416 * 80
-    assert scan.padding == (40, 120)
+    assert scan.acquired == (48, 464, 40, 120)
     assert scan.maps(0) is scan.target(0) is None
 
 

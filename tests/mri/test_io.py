@@ -52,7 +52,6 @@ def test_a_reconstruction_comes_back_as_it_was_written(tmp_path):
         "settings": "",
         "acceleration": 4.0,
         "acquisition": "AXT2",
-        "scale": 1.0,
         "data_consistency": 0.01,
         "software": f"sciml-monarch {__version__}",
     }

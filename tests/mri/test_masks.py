@@ -1,6 +1,7 @@
 import random
 import warnings
 from argparse import ArgumentError
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -10,6 +11,7 @@ from fastmri.data import subsample
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.mri.file_mask import FileMask
+from sciml_monarch.mri.mask_box import draw_within, within_box
 from sciml_monarch.mri.masks import (
     EquispacedFractionMask,
     EquispacedMask,
@@ -19,7 +21,6 @@ from sciml_monarch.mri.masks import (
     acceleration_of,
     calibration_region,
     seed_of,
-    within_padding,
 )
 
 PAIRS = [
@@ -101,6 +102,8 @@ def test_masks_are_values():
         (lambda: RandomMask((4,), (1.5,)), "center fraction 1.5"),
         (lambda: EquispacedMask((2.5,), (0.08,)), "2.5 apart"),
         (lambda: EquispacedFractionMask((8,), (0.2,))((4, 100), 0), "20 central of 100 columns leave none"),
+        (lambda: RandomMask((40,), (0.25,))((4, 32), 0), "8 central of 32 columns leave none for acceleration 40"),
+        (lambda: EquispacedMask((8,), (0.2,))((4, 100), 0), "20 central of 100 columns leave none"),
         (lambda: RandomMask()((4, 100), -1), "not -1"),
         (lambda: PoissonMask()((100, 100), (1, -2)), "whole numbers"),
         (lambda: seed_of(""), "without a name"),
@@ -117,11 +120,57 @@ def test_seed_of_a_name_is_its_code_points():
     assert seed_of("ab1") == (97, 98, 49)
 
 
-def test_columns_outside_the_padding_are_removed():
+def test_what_lies_outside_the_box_is_removed():
     mask = torch.ones(1, 10, dtype=torch.bool)
-    assert within_padding(mask, (2, 7))[0].tolist() == [False] * 2 + [True] * 5 + [False] * 3
-    assert torch.equal(within_padding(mask, None), mask)
-    assert within_padding(torch.ones(4, 10, dtype=torch.bool), (2, 7)).sum() == 20
+    assert within_box(mask, (0, 4, 2, 7), 4)[0].tolist() == [False] * 2 + [True] * 5 + [False] * 3
+    assert torch.equal(within_box(mask, (0, 4, 0, 10), 4), mask)
+    assert within_box(torch.ones(4, 10, dtype=torch.bool), (0, 4, 2, 7), 4).sum() == 20
+    for rows in (1, 4):
+        cut = within_box(torch.ones(rows, 10, dtype=torch.bool), (1, 3, 2, 7), 4)
+        assert cut.shape == (4, 10)
+        assert cut[1:3, 2:7].all()
+        assert cut.sum() == 10
+
+
+@pytest.mark.parametrize("box", [(6, 58, 10, 30), (6, 58, 0, 40), (0, 64, 10, 30), (7, 58, 10, 29), (0, 64, 0, 40)])
+def test_poisson_masks_are_drawn_inside_the_box(box):
+    """52 x 20 of 64 x 40, as SKM-TEA's 416 x 80 of 512 x 160: the acceleration is that of what was acquired."""
+    top, bottom, left, right = box
+    mask = draw_within(PoissonMask(6.0, 8), (64, 40), box, 3)
+    inside = mask[top:bottom, left:right]
+    assert mask.sum() == inside.sum() > 0
+    assert acceleration_of(inside) == pytest.approx(6.0, rel=0.05)
+    assert mask[28:36, 16:24].all()  # the calibration box is around the centre of k-space
+    if box == (6, 58, 10, 30):
+        assert torch.equal(inside, PoissonMask(6.0, 8)((52, 20), 3))
+
+
+def test_column_masks_are_drawn_on_the_whole_width_and_cut():
+    mask = EquispacedFractionMask((4,), (0.1,))
+    drawn = draw_within(mask, (64, 40), (0, 64, 10, 30), 5)
+    assert torch.equal(drawn, within_box(mask((64, 40), 5), (0, 64, 10, 30), 64))
+    assert drawn.shape == (1, 40)
+    assert draw_within(mask, (64, 40), (6, 58, 10, 30), 5).shape == (64, 40)
+
+
+def test_a_scan_that_reaches_further_on_one_side_keeps_its_centre():
+    mask = draw_within(PoissonMask(3.0, 8), (64, 40), (0, 64, 0, 30), 0)
+    assert not mask[:, 30:].any()
+    assert mask[28:36, 16:24].all()
+    assert acceleration_of(mask[:, :30]) == pytest.approx(3.0, rel=0.25)
+
+
+@pytest.mark.parametrize("kind", [RandomMask, EquispacedMask, EquispacedFractionMask])
+def test_a_mask_says_which_acceleration_it_drew(kind):
+    mask = kind((3, 6), (0.1, 0.05))
+    seeds = [seed_of(f"file{i}.h5") for i in range(12)]
+    found = [mask.nominal((64, 320), seed) for seed in seeds]
+    assert set(found) == {3.0, 6.0}
+    for seed, nominal in zip(seeds, found, strict=True):
+        alone = acceleration_of(mask((64, 320), seed))
+        assert abs(alone - nominal) < abs(alone - (9.0 - nominal))
+    assert PoissonMask(5.0).nominal((64, 64), 0) == 5.0
+    assert FileMask(Path("mask.npy")).nominal((64, 64), 0) is None
 
 
 def brute_force_region(mask):

@@ -117,6 +117,21 @@ class TestBart:
             assert torch.equal(scan.kspace(index), KSPACE[index])
         assert scan.maps(0) is None
 
+    @pytest.mark.parametrize("suffixes", [(".CFL", ".HDR"), (".Cfl", ".hdr"), (".cfl", ".HDR")])
+    def test_suffixes_in_capitals(self, tmp_path, suffixes):
+        maps = randn(S, 1, C, NY, NX, dtype=torch.complex64)
+        writing.write_cfl(tmp_path / "a.1", KSPACE, maps)
+        for path in sorted(tmp_path.iterdir()):
+            path.rename(path.with_suffix(suffixes[path.suffix == ".hdr"]))
+        (listed,) = list_scans(tmp_path)
+        assert listed.name == f"a.1{suffixes[0]}"
+        assert list_scans(tmp_path / "a.1") == [listed]
+        for path in (listed, tmp_path / "a.1", tmp_path / f"a.1{suffixes[1]}"):
+            (scan,) = open_scans(path)
+            assert (scan.name, scan.path) == ("a.1", listed)
+            assert torch.equal(scan.kspace(2), KSPACE[2])
+            assert torch.equal(scan.maps(1), maps[1])
+
     def test_hybrid_cut_along_the_readout(self, tmp_path):
         write_bart(tmp_path / "a", KSPACE[0].numpy().transpose(1, 2, 0)[None])  # (1, phase 1, phase 2, coil)
         assert torch.equal(open_scans(tmp_path / "a")[0].kspace(0), KSPACE[0])

@@ -1,4 +1,10 @@
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
 from pathlib import Path
 
 import h5py
@@ -12,20 +18,23 @@ from sciml_monarch.mri.base import rss
 from sciml_monarch.mri.classical import cg_sense
 from sciml_monarch.mri.coils import CoilMaps
 from sciml_monarch.mri.description import Description, describe
+from sciml_monarch.mri.evaluate import evaluate_mri
+from sciml_monarch.mri.io import read_complex_image
 from sciml_monarch.mri.ista import MonarchISTA
-from sciml_monarch.mri.masks import EquispacedMask, PoissonMask, RandomMask, seed_of
+from sciml_monarch.mri.masks import EquispacedFractionMask, EquispacedMask, PoissonMask, RandomMask, seed_of
 from sciml_monarch.mri.metrics import data_consistency, nmse
 from sciml_monarch.mri.readers import open_scans
 from sciml_monarch.mri.reconstruct import reconstruct
 from sciml_monarch.mri.sense import MonarchSENSE
 from sciml_monarch.mri.unet import UNet
+from sciml_monarch.mri.varnet import VarNet
 from sciml_monarch.mri.writing import write_ismrmrd, write_npy, write_skmtea
 from tests.mri.scans import make_scan, write_scan
 
 FILE = CoilMaps(source="file")
 MAPS = CoilMaps(kernel=4)
 MASK = RandomMask((3.0,), (0.25,))
-DESCRIPTION = Description(((48, 32),), (4,), {}, 3.0, {"source": "file"}, "truth", 1, 1)
+DESCRIPTION = Description(((48, 32),), (4,), {}, 3.0, {"source": "file"}, "reference", 1, 1)
 
 
 def run(*arguments):
@@ -71,7 +80,7 @@ def test_a_fully_sampled_scan_is_reconstructed_as_it_is(scan_folder, tmp_path):
 
 
 def test_a_folder_is_undersampled_by_the_masks_of_its_names(scan_folder, tmp_path):
-    mask = EquispacedMask((3,), (0.25,))
+    mask = EquispacedFractionMask((3,), (0.25,))
     reconstruct([scan_folder / "val"], tmp_path, mask=mask, maps=FILE, device="cpu", nifti=False, png=False)
     assert files(tmp_path) == ["val_0.h5", "val_1.h5"]
     for name in ("val_0", "val_1"):
@@ -93,7 +102,7 @@ def test_an_undersampled_scan_is_reconstructed_with_its_own_pattern(scan_folder,
     source = scan_folder / "test" / "test_0.h5"
     assert run(source, "--out", tmp_path, "--maps.kernel", "4", "--nifti", "false", "--png=false") == 0
     found, attributes = volume(tmp_path / "test_0.h5")
-    assert attributes["acceleration"] == 3.0
+    assert attributes["acceleration"] == pytest.approx(32 / 17, abs=0.01)  # the 3 of the header is far from its columns
     truth = make_scan(2, (48, 32)).target  # what the fixture undersampled
     assert nmse(truth, found) < 0.05
     capsys.readouterr()
@@ -126,7 +135,7 @@ def test_networks_reconstruct(kind, scan_folder, tmp_path):
     )
     found, attributes = volume(out / "val_0.h5")
     assert attributes["method"] == type(net).__name__
-    assert str(checkpoint) in attributes["network"]
+    assert attributes["network"] == f"{type(net).__name__} {checkpoint.name}"  # no folder of this machine
     assert ("data_consistency" in attributes) == net.needs_maps
     scan = open_scans(scan_folder / "val" / "val_0.h5")[0]
     pattern = MASK(scan.shape, seed_of("val_0.h5"))[None, None]
@@ -383,10 +392,10 @@ def test_real_brain_against_its_fully_sampled_image(tmp_path):
 
 def test_settings_of_classical_methods_are_those_asked_for_and_kept_in_the_file(scan_folder, tmp_path):
     source = scan_folder / "val" / "val_0.h5"
-    options = ["--maps.source", "file", "--mask", "RandomMask", "--mask.center_fractions", "[0.25]", "--nifti", "false"]
+    options = ["--maps.source", "file", "--mask", "RandomMask", "--mask.center_fractions", "[0.125]", "--nifti=no"]
     for name, more in {"few": ["--n_iterations", "2"], "heavy": ["--regularization", "0.5"], "default": []}.items():
         assert run(source, "--out", tmp_path / name, *options, *more) == 0
-    mask = RandomMask((4.0,), (0.25,))
+    mask = RandomMask((4.0,), (0.125,))
     scan = open_scans(source)[0]
     pattern = mask(scan.shape, seed_of("val_0.h5"))[None, None]
     kspace = torch.stack([scan.kspace(i) for i in range(2)]).where(pattern, torch.zeros(()))
@@ -414,3 +423,178 @@ def test_settings_that_do_not_go_with_the_method_are_refused(options, message, s
     assert run(scan_folder / "val" / "val_0.h5", "--out", tmp_path / "out", *options) == 2
     assert message in one_line(capsys)
     assert files(tmp_path / "out") == []
+
+
+QUICK = ["--method", "zero_filled_rss", "--nifti", "false"]
+
+
+def test_the_residual_is_computed_again_from_the_complex_image(scan_folder, tmp_path):
+    options = ["--complex", "true", "--maps.source", "file", "--mask", "RandomMask", "--mask.accelerations", "[3]"]
+    options += ["--mask.center_fractions", "[0.25]", "--nifti=false", "--png=false"]
+    out = tmp_path / "out"
+    assert run(scan_folder / "val", "--out", out, *options) == 0
+    stored = read_complex_image(out / "val_0.h5")
+    assert stored.image.shape == (2, 1, 48, 32)
+    torch.testing.assert_close(stored.image[:, 0, 8:40].abs(), volume(out / "val_0.h5")[0])
+    said = [volume(out / f"val_{i}.h5")[1]["data_consistency"] for i in range(2)]
+    row = evaluate_mri([out], scan_folder / "val", tmp_path / "scores", consistency=True, n_pictures=0).rows[0]
+    assert [v["data_consistency"] for v in row["volumes"]] == pytest.approx(said, rel=1e-4)
+
+
+def test_magnitudes_have_no_complex_image(scan_folder, tmp_path, capsys):
+    assert run(scan_folder / "val", "--out", tmp_path / "out", *QUICK, "--complex", "true") == 2
+    assert "--complex: zero-filled RSS gives magnitudes" in one_line(capsys)
+    assert files(tmp_path) == []
+
+
+def test_a_switch_may_stand_before_the_scans(scan_folder, tmp_path):
+    command = [scan_folder / "val", "--out", tmp_path, *QUICK]
+    assert run(*command) == 0
+    assert run("--force", *command) == 0
+    assert run(*command, "--force", "no") == 2
+
+
+def test_names_with_brackets_are_shown_as_they_are(scan_folder, tmp_path, capsys):
+    folder = tmp_path / "in[/x]"
+    folder.mkdir(parents=True)
+    shutil.copy(scan_folder / "val" / "val_0.h5", folder / "a[red].h5")
+    (folder / "b[bold].h5").write_bytes(b"no scan")
+    assert run(folder, "--out", tmp_path / "out[/y]", *QUICK) == 2
+    captured = capsys.readouterr()
+    assert "out[/y]/a[red].h5\n" in captured.out
+    assert "in[/x]/b[bold].h5: neither HDF5" in captured.out
+    assert captured.err.count("\n") == 1
+
+
+def test_what_would_fail_after_hours_fails_at_once(scan_folder, tmp_path, capsys, monkeypatch):
+    def never(*_):
+        raise AssertionError("a scan was reconstructed")
+
+    monkeypatch.setattr("sciml_monarch.mri.reconstruct.reconstruct_scan", never)
+    (tmp_path / "file").write_text("in the way")
+    assert run(scan_folder / "val", "--out", tmp_path / "file" / "out", *QUICK) == 2
+    assert "out: nothing can be written there (not a directory); give another --out" in one_line(capsys)
+    if os.geteuid():  # root may write anywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        assert run(scan_folder / "val", "--out", tmp_path / "locked", *QUICK) == 2
+        assert "locked: nothing can be written there (permission denied)" in one_line(capsys)
+    (tmp_path / "taken" / "val_0.png").mkdir(parents=True)
+    assert run(scan_folder / "val", "--out", tmp_path / "taken", *QUICK, "--force") == 2
+    assert "val_0.png: is a folder" in one_line(capsys)
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    assert run(scan_folder / "val", "--out", tmp_path / "new", "--method", "zero_filled_rss") == 2
+    assert "pip install 'sciml-monarch[mri]', or give --nifti false" in one_line(capsys)
+    assert not (tmp_path / "new").exists()
+
+
+def test_stale_files_of_an_earlier_reconstruction_are_deleted(scan_folder, tmp_path, capsys):
+    command = [scan_folder / "val" / "val_0.h5", "--out", tmp_path]
+    assert run(*command, *QUICK) == 0
+    (tmp_path / "val_0.nii.gz").write_bytes(b"of last year")
+    (tmp_path / "val_01.png").write_bytes(b"another scan's")
+    (tmp_path / "val_0.h5").unlink()
+    assert run(*command, *QUICK, "--png", "false") == 2
+    assert "exists; give --force" in one_line(capsys)
+    assert run(*command, *QUICK, "--png", "false", "--force") == 0
+    assert files(tmp_path) == ["val_0.h5", "val_01.png"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_the_files_of_a_scan_appear_together_or_not_at_all(error, scan_folder, tmp_path, monkeypatch):
+    command = [scan_folder / "val" / "val_0.h5", "--out", tmp_path, *QUICK]
+    assert run(*command) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("sciml_monarch.mri.reconstruct.write_mosaic", fail)
+    assert run(*command, "--force") == (130 if isinstance(error, KeyboardInterrupt) else 2)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_interruption_leaves_no_half_written_files(scan_folder, tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    shutil.copy(scan_folder / "val" / "val_0.h5", source / "a.h5")
+    write_scan(source / "b.h5", make_scan(200, (48, 32)))  # is at work for longer than the test waits
+    command = [sys.executable, "-m", "sciml_monarch", "reconstruct", source, "--out", out, "--method", "l1_wavelet"]
+    command += ["--n_iterations", "100", "--maps.kernel", "4", "--nifti", "false", "--device", "cpu"]
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(list(map(str, command)), cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        limit = time.monotonic() + 60
+        while not (out / "a.h5").exists() and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert said.decode() == "sciml-monarch reconstruct: interrupted\n"
+    assert files(out) == ["a.h5", "a.png"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, torch.linalg.LinAlgError, np.linalg.LinAlgError])
+def test_what_one_scan_cannot_do_does_not_stop_the_others(error, scan_folder, tmp_path, capsys, monkeypatch):
+    def method(kspace):
+        if not calls:
+            calls.append(1)
+            raise error("not enough memory: you tried to allocate 9 bytes\nat aten/src/ATen")
+        return rss(kspace)
+
+    calls = []
+    monkeypatch.setattr("sciml_monarch.mri.volumes.zero_filled_rss", lambda kspace: method(kspace)[:, None])
+    assert run(scan_folder / "val", "--out", tmp_path, *QUICK) == 2
+    captured = capsys.readouterr()
+    assert captured.err.endswith("val_0.h5: not enough memory: you tried to allocate 9 bytes\n")
+    assert files(tmp_path) == ["val_1.h5", "val_1.png"]
+
+
+@pytest.mark.parametrize("category", [UserWarning, RuntimeWarning])
+def test_warnings_of_opening_and_loading_are_notes(category, scan_folder, tmp_path, capsys, monkeypatch):
+    def opening(path):
+        warnings.warn("a singular covariance\nof noise", category, stacklevel=1)
+        return open_scans(path)
+
+    monkeypatch.setattr("sciml_monarch.mri.reconstruct.open_scans", opening)
+    command = [scan_folder / "val", "--out", tmp_path / "out", *QUICK]
+    if category is UserWarning:
+        assert run(*command) == 0
+        assert capsys.readouterr().out.count("note: a singular covariance of noise\n") == 1
+    else:  # not the user's to mend; Python's filters decide
+        with pytest.warns(RuntimeWarning, match="singular"):
+            assert run(*command) == 0
+        assert "note:" not in capsys.readouterr().out
+
+
+def test_networks_without_maps_get_none(scan_folder, tmp_path, capsys):
+    save(VarNet(1, 4, 2, 2), tmp_path / "net")
+    command = [scan_folder / "val" / "val_0.h5", "--checkpoint", tmp_path / "net", "--nifti=false"]
+    # two central columns: from such maps could not be estimated
+    options = ["--maps.source", "espirit", "--mask", "RandomMask", "--mask.center_fractions", "[0.06]"]
+    assert run(*command, "--out", tmp_path / "out", *options) == 0
+    assert "note: VarNet takes no coil maps; none are made, and --maps has no effect" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "cg_sense", "--checkpoint", "net.ckpt"], "--checkpoint net.ckpt and --method cg_sense"),
+        (["--method", "zero_filled_rss", "--maps.source", "file"], "zero_filled_rss combines coils without maps"),
+        (["--mask", "RandomMask", "--file_mask", "poisson_4.0x"], "--mask RandomMask and --file_mask poisson_4.0x"),
+        (["--checkpoint", "{tmp}/run"], "run: is a folder of a training; give {tmp}/run/checkpoints/best.ckpt"),
+        (["--checkpoint", "{tmp}/net"], "net: the coil maps of its training cannot be made by this version"),
+    ],
+)
+def test_options_without_effect_are_refused(options, message, scan_folder, tmp_path, capsys):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/best.ckpt").write_bytes(b"")
+    net = MonarchSENSE((48, 32))
+    describe(net, Description(((48, 32),), (4,), {}, 3.0, {"source": "file", "smoothing": 3}, "truth", 1, 1))
+    save(net, tmp_path / "net")
+    given = [option.format(tmp=tmp_path) for option in options]
+    assert run(scan_folder / "val", "--out", tmp_path / "out", *given) == 2
+    assert message.format(tmp=tmp_path) in one_line(capsys)
+    assert not (tmp_path / "out").exists()

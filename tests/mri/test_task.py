@@ -68,8 +68,9 @@ NETS = {
 
 @pytest.mark.parametrize("name", NETS)
 def test_training_lowers_the_loss_and_the_checkpoint_rebuilds_the_network(name, scan_folder, tmp_path):
-    source = data(scan_folder, loader=Loader(fixed_mask=True))
-    task = ReconTask(NETS[name](), Optimization(learning_rate=3e-3, schedule="constant"))
+    net = NETS[name]()
+    source = data(scan_folder, loader=Loader(fixed_mask=True), maps=FILE if net.needs_maps else None)
+    task = ReconTask(net, Optimization(learning_rate=3e-3, schedule="constant"))
     batches = list(source.train_dataloader())
 
     def error():
@@ -199,7 +200,7 @@ def test_freedom_grows_with_the_steps(scan_folder, tmp_path):
             moved.append([g.item() != 1 for g in module.net.gains])
 
     task = ReconTask(Staged(), Optimization(learning_rate=1e-2, weight_decay=0.1), unlock=(0.25, 0.5), loss="l1")
-    train(task, data(scan_folder, batch_size=3), tmp_path, max_epochs=4, callbacks=[Watch()])
+    train(task, data(scan_folder, batch_size=3, maps=None), tmp_path, max_epochs=4, callbacks=[Watch()])
     assert len(moved) == 12
     assert moved[2] == [True, False, False]
     assert moved[3] == [True, True, False]
@@ -248,6 +249,8 @@ def test_bf16_trains_and_what_has_no_complex_numbers_is_refused(scan_folder, tmp
 def test_mistakes_are_refused_before_training(scan_folder, tmp_path):
     with pytest.raises(InputError, match="MonarchISTA needs coil maps"):
         train(ReconTask(ista()), data(scan_folder, maps=None), tmp_path)
+    with pytest.raises(InputError, match=r"VarNet takes no coil maps, .* set maps of the data to null"):
+        train(ReconTask(VarNet(1, 4, 2, 2)), data(scan_folder), tmp_path)
     with pytest.raises(InputError, match="ema_decay is 1"):
         ReconTask(ista(), ema_decay=1.0)
     with pytest.raises(InputError, match="must be positive"):
@@ -255,6 +258,41 @@ def test_mistakes_are_refused_before_training(scan_folder, tmp_path):
     task = ReconTask(ista(), Optimization(learning_rate=1e30))
     with pytest.raises(InputError, match="lower the learning rate"):
         train(task, data(scan_folder), tmp_path / "diverged", max_epochs=4)
+
+
+def test_a_divergence_that_validation_alone_sees_is_an_error(scan_folder, tmp_path):
+    class Diverge(L.Callback):
+        """The last step of the epoch, whose weights no training loss has seen."""
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            if index == trainer.num_training_batches - 1:
+                next(module.net.parameters()).data.fill_(math.nan)
+
+    with pytest.raises(InputError, match="val/nmse is nan in epoch 0; lower the learning rate"):
+        train(ReconTask(ista()), data(scan_folder), tmp_path, callbacks=[Diverge()])
+
+
+def test_scans_of_other_sizes_than_the_transforms_teach_nothing_and_stop_nothing(tmp_path):
+    for i, shape in enumerate([(32, 32), (24, 28)]):
+        write_scan(tmp_path / "in" / f"{i}.h5", make_scan(1, shape), with_maps=True)
+    options = CPU | {"max_epochs": 1}
+    net = MonarchSENSE((32, 32))
+    source = MRIData(tmp_path / "in", mask=MASK, maps=FILE)
+    with pytest.warns(UserWarning, match=r"1 of 2 scans, such as \S+1\.h5, have k-space of another size \(24 x 28\)"):
+        fit(ReconTask(net), source, tmp_path / "run", monitor=None, trainer_options=options)
+    assert all(p.isfinite().all() for p in net.parameters())
+    before = {name: p.clone() for name, p in net.state_dict().items()}
+    other = MRIData(tmp_path / "in" / "1.h5", mask=MASK, maps=FILE)
+    net.zero_grad()
+    task = ReconTask(net)
+    task.log = lambda *args, **options: None
+    loss = task.training_step(next(iter(other.train_dataloader())), 0)
+    loss.backward()
+    assert loss > 0
+    assert all(p.grad.count_nonzero() == 0 for p in net.parameters())
+    assert same(before, net.state_dict())
+    with pytest.raises(InputError, match=r"1\.h5: k-space of 24 x 28, .*no scan has either; set shape .* \[24, 28\]"):
+        fit(ReconTask(net), other, tmp_path / "none", monitor=None, trainer_options=options)
 
 
 def test_a_scan_with_another_number_of_coils_is_named_where_the_network_counts_them(tmp_path):
@@ -281,8 +319,9 @@ def test_a_gpu_trains_with_workers_and_pinned_memory(precision, scan_folder, tmp
 def test_checkpoint_of_another_network_is_refused_on_resume(scan_folder, tmp_path):
     train(ReconTask(ista()), data(scan_folder), tmp_path, max_epochs=1)
     for other in (ista(n_steps=3), UNet(2, 1, magnitude=True)):
+        source = data(scan_folder, maps=FILE if other.needs_maps else None)
         with pytest.raises(InputError, match="checkpoint of another network"):
-            train(ReconTask(other), data(scan_folder), tmp_path, resume=True)
+            train(ReconTask(other), source, tmp_path, resume=True)
     with pytest.raises(InputError, match=r"ema_decay is 0\.5"):
         train(ReconTask(ista(), ema_decay=0.5), data(scan_folder), tmp_path, resume=True)
 

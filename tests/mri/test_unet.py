@@ -174,5 +174,7 @@ def test_mistakes_end_in_one_line():
         UNet(channels=2)(kspace, mask[..., :-1], maps)
     with pytest.raises(InputError, match="n_pools is 0"):
         UNet(channels=2, n_pools=0)
+    with pytest.raises(InputError, match="channels is 0"):
+        UNet(channels=0)
     with pytest.raises(InputError, match="two positive numbers"):
         UNet(channels=2, magnitude=True, crop=(0, 5))

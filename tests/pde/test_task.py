@@ -1,3 +1,4 @@
+import math
 import shutil
 
 import lightning as L
@@ -203,6 +204,23 @@ def test_options_out_of_range_are_refused(options):
         Optimization(**options)
     with pytest.raises(InputError, match="ema_decay is 1"):
         PDETask(monarch(), ema_decay=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": math.nan}, "learning_rate nan must be positive"),
+        ({"learning_rate": math.inf}, "all finite"),
+        ({"weight_decay": math.nan}, "weight_decay nan"),
+        ({"transform_rate": math.inf}, "transform_rate inf"),
+        ({"schedule": "step", "step_epochs": 0}, "step_epochs is 0; it must be 1 or more"),
+        ({"step_factor": 0.0}, "step_factor is 0.0"),
+        ({"step_factor": math.nan}, "step_factor is nan"),
+    ],
+)
+def test_schedules_out_of_range_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        Optimization(**options)
 
 
 def test_cuda_graph_is_for_the_gpu_alone_and_says_what_it_does_not_go_with(vorticity_folder, tmp_path):

@@ -33,6 +33,7 @@ class Layout:
         acquisition: Name of the protocol; empty if unknown.
         mask: Sampling pattern that the file brings, bool ``(1|ny, nx)``; None if fully sampled.
         padding: First encoded column and the one after the last; None if all were encoded.
+        row_padding: The same of rows.
         attributes: Everything else that is a number or a text.
     """
 
@@ -45,6 +46,7 @@ class Layout:
     acquisition: str = ""
     mask: Tensor | None = None
     padding: tuple[int, int] | None = None
+    row_padding: tuple[int, int] | None = None
     attributes: dict[str, Attribute] = field(default_factory=dict)
 
 
@@ -66,6 +68,7 @@ class Scan(ABC):
         acquisition: Name of the protocol; empty if unknown.
         mask: Sampling pattern that the file brings, bool ``(1|ny, nx)``; None if fully sampled.
         padding: First encoded column and the one after the last (the rest is zero); None if all were encoded.
+        row_padding: The same of rows.
         attributes: Everything else that is a number or a text.
     """
 
@@ -88,7 +91,13 @@ class Scan(ABC):
         self.acquisition = layout.acquisition
         self.mask = layout.mask
         self.padding = layout.padding
+        self.row_padding = layout.row_padding
         self.attributes = dict(layout.attributes)
+
+    @property
+    def acquired(self) -> tuple[int, int, int, int]:
+        """Rows ``[top, bottom)`` and columns ``[left, right)`` that were encoded; zeros stand around them."""
+        return *(self.row_padding or (0, self.shape[0])), *(self.padding or (0, self.shape[1]))
 
     def kspace(self, index: int) -> Tensor:
         """Reads the k-space of one slice, and nothing else.

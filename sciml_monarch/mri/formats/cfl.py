@@ -42,7 +42,7 @@ class CflScan(Scan):
         n_coils, ny, nx = self._file.slice(0, echo).shape[1:]
         if maps is None:
             beside = base.with_name(base.name + "_maps")
-            maps = beside if _with(beside, ".cfl").exists() else None
+            maps = beside if bart_file(beside, ".cfl").exists() else None
         self._map_file = None if maps is None else _CflFile(cfl_base(maps))
         if self._map_file is not None:
             _check_maps(self._map_file, (n_coils, ny, nx), dims[_SLICE])
@@ -54,7 +54,7 @@ class CflScan(Scan):
             crop=(ny, nx),
             mask=sampled_mask(self._file.slice(0, echo)[0]),
         )
-        super().__init__(_with(base, ".cfl"), layout)
+        super().__init__(bart_file(base, ".cfl"), layout)
 
     def close(self) -> None:
         """Does nothing: the files are mapped for the time of a read only."""
@@ -86,16 +86,26 @@ def open_cfl(path: Path) -> list[CflScan]:
 
 
 def cfl_base(path: Path) -> Path:
-    """``folder/name`` of ``folder/name.cfl``, ``folder/name.hdr`` or ``folder/name``."""
-    return path.with_suffix("") if path.suffix in (".cfl", ".hdr") else path
+    """``folder/name`` of ``folder/name.cfl``, ``folder/name.hdr`` or ``folder/name``; in capitals or not."""
+    return path.with_suffix("") if path.suffix.lower() in (".cfl", ".hdr") else path
+
+
+def bart_file(base: Path, suffix: str) -> Path:
+    """``folder/name.cfl`` of ``folder/name`` and ``.cfl``; where there is only ``name.CFL`` or the like, that one."""
+    path = base.with_name(base.name + suffix)
+    if not path.exists() and base.parent.is_dir():
+        for other in sorted(base.parent.iterdir()):
+            if other.stem == base.name and other.suffix.lower() == suffix:
+                return other
+    return path
 
 
 class _CflFile:
     """Header and data of one array."""
 
     def __init__(self, base: Path) -> None:
-        self.path = _with(base, ".cfl")
-        header = _with(base, ".hdr")
+        self.path = bart_file(base, ".cfl")
+        header = bart_file(base, ".hdr")
         with reading(header, "the BART header"):
             lines = header.read_text().splitlines()
             sizes = lines[lines.index("# Dimensions") + 1].split() if "# Dimensions" in lines[:-1] else []
@@ -123,7 +133,7 @@ class _CflFile:
 
 
 def _check_axes(base: Path, dims: tuple[int, ...]) -> None:
-    file = _with(base, ".cfl")
+    file = bart_file(base, ".cfl")
     if dims[_READ] > 1 and dims[_PHASE_2] > 1:
         raise InputError(
             f"{file}: three-dimensional k-space {dims[:3]}; transform one axis and make it the slices: "
@@ -146,7 +156,3 @@ def _check_maps(file: _CflFile, shape: tuple[int, int, int], n_slices: int) -> N
             f"{file.path}: coil maps (set, coil, y, x) {found} of {file.dims[_SLICE]} slices do not fit k-space "
             f"{shape} of {n_slices} slices"
         )
-
-
-def _with(base: Path, suffix: str) -> Path:
-    return base.with_name(base.name + suffix)

@@ -81,7 +81,7 @@ def parse_header(path: Path, key: str, text: bytes) -> Header:
         What was found; parts that are absent are None.
 
     Raises:
-        InputError: The text is not XML, or a number in it is none.
+        InputError: The text is not XML, a number in it is none, or a size is below 1.
     """
     try:
         root = ElementTree.fromstring(text.rstrip(b"\0"))
@@ -111,6 +111,8 @@ def _space(element: ElementTree.Element | None) -> Space | None:
     if element is None or element.find("matrixSize") is None:
         return None
     x, y, z = (int(element.findtext(f"matrixSize/{axis}") or 1) for axis in "xyz")
+    if min(x, y, z) < 1:
+        raise ValueError(f"the matrixSize of {element.tag} is {x} x {y} x {z}, but sizes are 1 or more")
     extent = tuple(float(element.findtext(f"fieldOfView_mm/{axis}") or 0) for axis in "xyz")
     given = all(math.isfinite(size) and size > 0 for size in extent)
     return Space((x, y, z), (extent[0], extent[1], extent[2]) if given else None)

@@ -1,4 +1,7 @@
-"""ISMRMRD raw data (Inati et al., MRM 2017), Cartesian: sorted, prewhitened, without readout oversampling."""
+"""ISMRMRD raw data (Inati et al., MRM 2017), Cartesian: sorted, prewhitened, without readout oversampling.
+
+Files are read with h5py alone (see ``acquisitions``) and written with the package ``ismrmrd`` (``ismrmrd_writer``).
+"""
 
 import tempfile
 from dataclasses import dataclass
@@ -79,16 +82,17 @@ class IsmrmrdScan(Scan):
         mm = grid.extent or (0.0, 0.0, 0.0)
         pixel = (mm[0] / n, mm[1] / nx, mm[2] / nz)
         columns = _encoded_columns(by_column, header.step_1, grid.origin[0])
+        rows: tuple[int, int] | None = None
         self._across_readout = self._is_3d and not _is_product(sampled)
         n_slices, shape, crop = len(self._slices), (grid.keep, nx), (grid.keep, grid.show[0])
         voxel = (_slice_distance(lines) or pixel[2], pixel[0], pixel[1])
         if self._across_readout:
             n_slices, shape, crop, voxel = grid.keep, (nx, nz), grid.show, pixel
-            columns = _encoded_columns(by_partition, header.step_2, grid.origin[1])
+            rows, columns = columns, _encoded_columns(by_partition, header.step_2, grid.origin[1])
         elif self._is_3d:
             n_slices, voxel = grid.show[1], (pixel[2], pixel[0], pixel[1])
         pattern = sampled if self._across_readout else by_column[None]
-        inside = pattern[:, columns[0] : columns[1]]
+        inside = pattern[slice(*rows or (None,)), columns[0] : columns[1]]
         layout = Layout(
             name=name,
             n_slices=n_slices,
@@ -99,6 +103,7 @@ class IsmrmrdScan(Scan):
             acquisition=str(header.attributes.get("protocol", "")),
             mask=None if inside.all() else column_mask(pattern),
             padding=columns if columns != (0, shape[1]) else None,
+            row_padding=rows if rows != (0, shape[0]) else None,
             attributes={**header.attributes, "prewhitened": whitening is not None},
         )
         super().__init__(path, layout)

@@ -18,8 +18,8 @@ class SKMTEAScan(Scan):
     The readout is transformed already, so a slice is one x and its two axes, y and x of this package, are the
     phase encodings (ky, kz). ``kspace`` (Nx, Ny, Nz, echoes, coils), ``maps`` (Nx, Ny, Nz, coils, sets),
     ``target`` (Nx, Ny, Nz, echoes, sets), ``masks/poisson_4.0x`` and so on (416, 80): the acquired part, which
-    stands in the middle of k-space that was filled up with zeros, mostly to 512 x 160. The columns of this part
-    are :attr:`padding`. The file has no voxel size.
+    stands in the middle of k-space that was filled up with zeros, mostly to 512 x 160. Rows and columns of this part
+    are :attr:`acquired`; a file without masks counts as acquired everywhere. The file has no voxel size.
 
     Args:
         path: The file.
@@ -37,6 +37,7 @@ class SKMTEAScan(Scan):
             raise InputError(f"{path}: echo {echo} of {n_echoes} (they count from 0)")
         self._echo = echo
         self._has_maps, self._has_target = self._hdf5.has("maps"), self._hdf5.has("target")
+        row_padding, padding = _padding(self._hdf5, (n_y, n_z))
         layout = Layout(
             name=f"{path.stem}_echo{echo + 1}",
             n_slices=n_x,
@@ -44,7 +45,8 @@ class SKMTEAScan(Scan):
             shape=(n_y, n_z),
             crop=(n_y, n_z),
             acquisition=f"qDESS echo {echo + 1}",
-            padding=_padding(self._hdf5, n_z),
+            padding=padding,
+            row_padding=row_padding,
             attributes={**self._hdf5.attributes(), "echo": echo + 1},
         )
         self._hdf5.close()
@@ -125,12 +127,10 @@ def _mask_names(hdf5: Hdf5File) -> list[str]:
         return sorted(group) if isinstance(group, h5py.Group) else []
 
 
-def _padding(hdf5: Hdf5File, n_z: int) -> tuple[int, int] | None:
-    """Columns of the acquired part, as the masks say."""
+def _padding(hdf5: Hdf5File, shape: tuple[int, int]) -> list[tuple[int, int] | None]:
+    """Rows and columns of the acquired part, as the size of the masks says; None where it is as large as k-space."""
     names = _mask_names(hdf5)
-    if not names:
-        return None
-    shape = [n for n in hdf5.dataset(f"masks/{names[0]}").shape if n > 1]
-    width = shape[-1] if len(shape) == 2 else n_z
-    left = n_z // 2 - width // 2
-    return (left, left + width) if width < n_z else None
+    sizes = [n for n in hdf5.dataset(f"masks/{names[0]}").shape if n > 1] if names else []
+    if len(sizes) != 2:
+        return [None, None]
+    return [(n // 2 - m // 2, n // 2 - m // 2 + m) if m < n else None for n, m in zip(shape, sizes, strict=True)]
