@@ -363,6 +363,8 @@ def classical(arguments: argparse.Namespace) -> None:
         for i in (2, 4, 8, 15, 30, 60)
         for w in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
     ]
+    if arguments.only:
+        settings = {name: choices for name, choices in settings.items() if name in arguments.only}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = _done(arguments.out)
     with arguments.out.open("a") as file:
@@ -403,12 +405,12 @@ def main() -> None:
         step.add_argument("data", type=Path, help="what prepare wrote")
         step.add_argument("--table", nargs="+", choices=list(CELLS), required=True)
         step.add_argument("--out", type=Path, required=True, help="a row a line")
+        step.add_argument("--only", nargs="+", help="networks or methods")
         step.set_defaults(run=run)
         if name == "train":
             step.add_argument("--workers", type=int, default=1, help="trainings at once")
             step.add_argument("--time_limit", type=float, default=float("inf"), help="in seconds")
             step.add_argument("--keep", type=Path, help="folder for networks of 100 slices, tested on the third head")
-            step.add_argument("--only", nargs="+", help="networks")
             step.add_argument("--n_steps", type=int, help="instead of the recipes', for a try")
     arguments = parser.parse_args()
     arguments.run(arguments)
