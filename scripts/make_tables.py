@@ -2,9 +2,12 @@
 
 import json
 import re
-import statistics
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import make_tables_mri as mri
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "results/navier_stokes_1e-5"
@@ -51,36 +54,13 @@ def speed() -> str:
     return "\n".join(lines)
 
 
-def few_slices() -> str:
-    """PSNR of MRI networks trained on few slices, mean and standard error over three test heads with a seed each."""
-    folder = ROOT / "results/mri_few_slices"
-    found: dict[tuple[str, str, int, int], dict[int, float]] = {}  # by head
-    parameters: dict[str, int] = {}
-    for file in ("classical.jsonl", "rows.jsonl"):
-        for line in (folder / file).read_text().splitlines():
-            row = json.loads(line)
-            # methods that do not learn have the same cells in every table
-            if row["table"] == "unrolled" or not row["n_slices"]:
-                key = (row["network"], row["mask"], row["acceleration"], row["n_slices"])
-                found.setdefault(key, {})[row["head"]] = row["scores"]["same"]["psnr"]
-                parameters.setdefault(row["network"], row.get("n_parameters", 0))
-    columns = [(mask, r) for mask in ("equispaced", "poisson") for r in (4, 8)]
-    titles = " | ".join(f"{mask} {r}x, {n}" for mask, r in columns for n in ("1 slice", "100"))
-    lines = [f"| method | parameters | {titles} |", "|---|---|" + "---|" * 8]
-    for network, count in parameters.items():
-        cells = []
-        for mask, r in columns:
-            for n in (1, 100) if count else (0, 0):
-                values = list(found.get((network, mask, r, n), {}).values())
-                error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-                cells.append(f"{statistics.mean(values):.1f} ± {error:.1f}" if len(values) == 3 else "not yet")
-        lines.append(f"| {network} | {count or '':{',' if count else ''}} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-TABLES = {
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"accuracy": accuracy, "speed": speed},
-    "results/mri_few_slices/README.md": {"few_slices": few_slices},
+    "results/mri_few_slices/README.md": {
+        f"unrolled_{mask}_{test}": partial(mri.unrolled, mask, test)
+        for mask in ("equispaced", "poisson")
+        for test in ("same", "other")
+    },
 }
 
 

@@ -25,7 +25,8 @@ def test_figures_and_results_that_the_readme_names_exist():
         assert (README.parent / name).exists(), name
 
 
-def test_tables_are_those_of_the_results():
+def test_tables_are_those_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(README.parent / "scripts")
     spec = importlib.util.spec_from_file_location("make_tables", README.parent / "scripts/make_tables.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,9 +1,10 @@
 """The protocol of the few-slice tables: nothing of a test head is ever trained on, runs go on where they stopped."""
 
-import importlib.util
+import importlib
 import json
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,17 @@ from tests.mri.scenes import scan
 
 @pytest.fixture(scope="module")
 def program():
-    path = Path(__file__).parents[2] / "scripts/reproduce_mri.py"
-    spec = importlib.util.spec_from_file_location("reproduce_mri", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reproduce_mri"] = module
-    spec.loader.exec_module(module)
-    return module
+    scripts = Path(__file__).parents[2] / "scripts"
+    sys.path.insert(0, str(scripts))  # the program's other half lies beside it
+    try:
+        yield importlib.import_module("reproduce_mri")
+    finally:
+        sys.path.remove(str(scripts))
+
+
+@pytest.fixture(scope="module")
+def protocol(program):
+    return sys.modules["reproduce_mri_protocol"]
 
 
 def numbered_heads(n):
@@ -35,81 +41,126 @@ def numbered_heads(n):
 
 @pytest.mark.parametrize("n_slices", [1, 2, 5, 20, 100])
 @pytest.mark.parametrize("test", [0, 1, 2])
-def test_split(program, test, n_slices):
+def test_split(protocol, test, n_slices):
     train, validation, tested = (
-        part.target.flatten().int().tolist() for part in program.split(numbered_heads(64), test, n_slices)
+        part.target.flatten().int().tolist() for part in protocol.split(numbered_heads(64), test, n_slices)
     )
     assert len(train) == len(set(train)) == n_slices
     assert {v // 100 for v in train + validation} <= {0, 1, 2} - {test}
     assert {v // 100 for v in tested} == {test}
     assert len(validation) == 4
     assert min(abs(v - t) for v in validation for t in train) > 3
-    assert set(program.split(numbered_heads(64), test, 1)[0].target.flatten().int().tolist()) <= set(train)
+    assert set(protocol.split(numbered_heads(64), test, 1)[0].target.flatten().int().tolist()) <= set(train)
 
 
-def test_masks_of_training_and_of_the_other_masks_differ(program):
+def test_masks_of_training_and_of_the_other_masks_differ(protocol):
     for kind in ("equispaced", "poisson"):
-        masks = [program.make_mask(kind, 4, (256, 256), seed) for seed in (0, *program.OTHER_MASKS)]
-        assert torch.equal(masks[0], program.make_mask(kind, 4, (256, 256), 0))
+        masks = [protocol.make_mask(kind, 4, (256, 256), seed) for seed in (0, *protocol.OTHER_MASKS)]
+        assert torch.equal(masks[0], protocol.make_mask(kind, 4, (256, 256), 0))
         assert all(abs(float(m.float().mean()) - 0.25) < 0.02 for m in masks)
         assert sum(not torch.equal(masks[0], m) for m in masks[1:]) >= 2
 
 
-def test_a_varnet_of_zero_start_is_the_zero_filled_image(program):
+def test_a_varnet_of_zero_start_is_the_zero_filled_image(protocol):
     kspace, mask, maps, _ = scan(24, 24, batch=1)
-    net = program.start_at_zero(program.VarNet(2, 4, 2, estimate_maps=False, combine_coils=True)).eval()
-    zero_filled = program.zero_filled_sense(kspace, mask, maps)
+    net = protocol.start_at_zero(protocol.VarNet(2, 4, 2, estimate_maps=False, combine_coils=True)).eval()
+    zero_filled = protocol.zero_filled_sense(kspace, mask, maps)
     with torch.no_grad():
         assert relative_error(net(kspace, mask, maps), zero_filled) < 1e-5
     whole = Slices(kspace, maps, magnitude(zero_filled))
     assert relative_error(reconstruct_slices(net, whole, mask), whole.target) < 1e-5
 
 
-def test_a_run_goes_on_where_it_stopped(program, tmp_path, monkeypatch):
+def test_the_rate_of_a_split_is_chosen_without_its_head(protocol):
+    for table in ("linear", "unrolled"):
+        tuned = protocol.tuning_cells(table)
+        assert {(c.network, c.head) for c in tuned} == {(n, h) for n in protocol.NETWORKS[table] for h in range(3)}
+        # every training of the tables finds its rate
+        assert {(c.network, c.head) for c in protocol.cells(table)} == {(c.network, c.head) for c in tuned}
+
+
+def test_many_slices_have_more_steps(protocol):
+    few, many = (protocol.Cell("unrolled", "MoDL", 0, "poisson", 4, n) for n in (5, 100))
+    assert protocol.recipe_of(many).n_steps == 2 * protocol.recipe_of(few).n_steps
+    assert protocol.recipe_of(many, rate=3e-3, n_steps=7) == replace(
+        protocol.recipe_of(few), learning_rate=3e-3, n_steps=7
+    )
+
+
+def test_the_untrained_network_is_what_learning_starts_from(program):
+    kspace, mask, maps, _ = scan(24, 24, batch=1)
+    with torch.no_grad():
+        start = program.MonarchISTA(5).eval()(kspace, mask, maps)
+    assert torch.equal(program.untrained_ista(kspace, mask, maps, n_steps=5, scale=1.0), start)
+    assert relative_error(program.untrained_ista(kspace, mask, maps, n_steps=5, scale=10.0), start) > 1e-3
+
+
+@pytest.fixture
+def arguments(program, protocol, tmp_path, monkeypatch):
+    """A tiny table in this process."""
     volume = (phantom((16, 64, 64), seed=0) * 255).round().byte().numpy()
     np.savez(tmp_path / "data.npz", **{f"head/{i}": volume for i in range(3)})
-    monkeypatch.setattr(program, "CELLS", {"linear": [("poisson", 2, 1)]})
+    monkeypatch.setitem(protocol.CELLS, "linear", [("poisson", 2, 1)])
     monkeypatch.setattr(program, "_worker", _inline)
-    arguments = Namespace(
+    monkeypatch.setattr(program.mp, "get_context", lambda kind: _Inline())
+    return Namespace(
         data=tmp_path / "data.npz",
         table=["linear"],
         out=tmp_path / "rows.jsonl",
         workers=1,
         time_limit=60.0,
         keep=None,
+        rates=None,
         only=["MonarchSENSE"],
         n_steps=2,
     )
-    context = _Inline()
-    monkeypatch.setattr(program.mp, "get_context", lambda kind: context)
+
+
+def rows_of(file):
+    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+
+
+def test_a_run_goes_on_where_it_stopped(program, arguments, tmp_path):
     program.train(arguments)
-    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()]
+    rows = rows_of(arguments.out)
     assert [row["head"] for row in rows] == [0, 1, 2]
     assert all(row["network"] == "MonarchSENSE" and row["scores"]["same"]["psnr"] > 10 for row in rows)
     assert not (tmp_path / "rows.scans").exists()
     with arguments.out.open("a") as file:
         file.write('{"table": "lin')  # the machine went down
     lines = arguments.out.read_text().splitlines()
-    arguments.out.write_text("\n".join([*lines[1:2], lines[-1]]) + "\n")
-    context.started.clear()
+    arguments.out.write_text("\n".join([*lines[1:2], lines[-1]]))
     program.train(arguments)
-    again = [json.loads(line) for line in arguments.out.read_text().splitlines() if line.endswith("}")]
-    assert sorted(row["head"] for row in again) == [0, 1, 2]
+    assert sorted(row["head"] for row in rows_of(arguments.out)) == [0, 1, 2]
 
 
-def _inline(jobs, rows, file, device, n_steps, keep):
+def test_trainings_take_the_rate_that_was_best_on_validation_slices(program, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(program, "RATES", (1e-3, 1e-1))
+    arguments.out = tmp_path / "rates.jsonl"
+    program.tune(arguments)
+    tried = rows_of(arguments.out)
+    assert len(tried) == 6
+    assert all("scores" not in row for row in tried)  # nothing is tested
+    best = {row["head"]: row["learning_rate"] for row in sorted(tried, key=lambda row: row["validation_psnr"])}
+    arguments.rates, arguments.out = arguments.out, tmp_path / "rows.jsonl"
+    with pytest.raises(SystemExit, match=r"rate for density compensation"):
+        program.train(arguments)  # rates of the others are missing
+    every = program.cells
+    monkeypatch.setattr(program, "cells", lambda table: [c for c in every(table) if c.network == "MonarchSENSE"])
+    program.train(arguments)
+    assert {row["head"]: row["learning_rate"] for row in rows_of(arguments.out)} == best
+
+
+def _inline(jobs, rows, file, device, keep):
     """The worker's loop in this process."""
     program = sys.modules["reproduce_mri"]
     heads, real = torch.load(file, weights_only=False)
-    while (cell := jobs.get()) is not None:
-        rows.put(program.train_cell(cell, heads, real, device, n_steps, keep))
+    while (job := jobs.get()) is not None:
+        rows.put(program.train_cell(job, heads, real, device, keep))
 
 
 class _Inline:
     """Stands for multiprocessing's context: workers run when they are started."""
-
-    def __init__(self):
-        self.started = []
 
     def Queue(self):
         import queue
@@ -117,11 +168,8 @@ class _Inline:
         return queue.Queue()
 
     def Process(self, target, args, daemon):
-        outer = self
-
         class Process:
             def start(self):
-                outer.started.append(1)
                 target(*args)
 
             def is_alive(self):
