@@ -18,15 +18,13 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.multiprocessing as mp
+from reproduce_mri_classical import classical, pictures
 from reproduce_mri_protocol import (
     CELLS,
     RATES,
@@ -34,18 +32,18 @@ from reproduce_mri_protocol import (
     Cell,
     build,
     cells,
+    done_in,
     make_mask,
     network_of,
+    read_rows,
     recipe_of,
+    scores_of,
     split,
     tests_of,
     tuning_cells,
 )
 
-from sciml_monarch.mri.base import magnitude
-from sciml_monarch.mri.classical import cg_sense, l1_wavelet, zero_filled_sense
-from sciml_monarch.mri.few_slices import Recipe, Slices, fit_slices, reconstruct_slices, score_images
-from sciml_monarch.mri.ista import SPEED, MonarchISTA
+from sciml_monarch.mri.few_slices import Recipe, Slices, fit_slices, reconstruct_slices
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -63,13 +61,6 @@ def prepare(arguments: argparse.Namespace) -> None:
     with arguments.out.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **content)
     print(f"{arguments.out}: {', '.join(f'{k} {v.shape}' for k, v in content.items())}")
-
-
-def _scores(reconstruct: Callable[[Slices, torch.Tensor], torch.Tensor], tests: Any) -> dict[str, Any]:
-    found: dict[str, list[dict[str, float]]] = {}
-    for name, slices, mask in tests:
-        found.setdefault(name, []).append(score_images(reconstruct(slices, mask), slices.target))
-    return {name: {k: float(np.mean([s[k] for s in many])) for k in many[0]} for name, many in found.items()}
 
 
 class Job(NamedTuple):
@@ -117,7 +108,7 @@ def train_cell(
         for name, slices, pattern in tests_of(test, real, cell)
         if cell.network != "MonarchVarNet, free pair" or name in ("same", "other")  # it serves one size
     ]
-    return row | {"scores": _scores(lambda s, m: reconstruct_slices(net, s, m).cpu(), tests)}
+    return row | {"scores": scores_of(lambda s, m: reconstruct_slices(net, s, m).cpu(), tests)}
 
 
 def _worker(jobs: Any, rows: Any, file: Path, device: str, keep: Path | None) -> None:
@@ -131,28 +122,10 @@ def _worker(jobs: Any, rows: Any, file: Path, device: str, keep: Path | None) ->
             rows.put(job.cell._asdict() | {"error": repr(error)})
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
-    """What a file has; a last line that was cut off counts as not there, and is ended for what follows."""
-    found = []
-    content = file.read_text() if file.exists() else ""
-    if content and not content.endswith("\n"):
-        with file.open("a") as end:
-            end.write("\n")
-    for line in content.splitlines():
-        with suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
-
-
-def _done(file: Path) -> set[tuple[Any, ...]]:
-    """Cells, steps and rates of a file."""
-    return {(*(row[k] for k in Cell._fields), row.get("n_steps"), row.get("learning_rate")) for row in _rows(file)}
-
-
 def chosen_rates(file: Path) -> dict[tuple[str, str, int], float]:
     """The learning rate that is best on validation slices, by table, network and split."""
     best: dict[tuple[str, str, int], tuple[float, float]] = {}
-    for row in _rows(file):
+    for row in read_rows(file):
         key = row["table"], row["network"], row["head"]
         best[key] = max(best.get(key, (-math.inf, 0.0)), (row["validation_psnr"], row["learning_rate"]))
     return {key: rate for key, (_, rate) in best.items()}
@@ -189,7 +162,7 @@ def train(arguments: argparse.Namespace) -> None:
 def _run(todo: list[Job], arguments: argparse.Namespace) -> None:
     """Does what the output does not have yet, several trainings at once, until the time is up."""
     start = time.monotonic()
-    done = _done(arguments.out)
+    done = done_in(arguments.out)
     todo = [job for job in todo if (*job.cell, job.recipe.n_steps, job.recipe.learning_rate) not in done]
     if arguments.only:
         todo = [job for job in todo if job.cell.network in arguments.only]
@@ -237,70 +210,6 @@ def _run(todo: list[Job], arguments: argparse.Namespace) -> None:
         simulated.unlink()
 
 
-def untrained_ista(
-    kspace: torch.Tensor, mask: torch.Tensor, maps: torch.Tensor, n_steps: int, scale: float
-) -> torch.Tensor:
-    """FISTA in a block DCT with cycle spinning: MonarchISTA as it starts, its thresholds times ``scale``."""
-    net = MonarchISTA(n_steps).to(kspace.device).eval()
-    with torch.no_grad():
-        net.threshold.add_(math.log(scale) / SPEED)
-        image: torch.Tensor = net(kspace, mask, maps)
-    return image
-
-
-def _classical(method: Callable[..., torch.Tensor], slices: Slices, mask: torch.Tensor, **setting: Any) -> torch.Tensor:
-    return magnitude(method(slices.undersampled(mask), mask, slices.maps, **setting))
-
-
-def classical(arguments: argparse.Namespace) -> None:
-    """Zero-filled SENSE, and CG-SENSE and L1-wavelet with the setting that is best on the validation slices."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    heads, real = build(arguments.data, device)
-    settings: dict[str, list[partial[torch.Tensor]]] = {
-        "zero-filled SENSE": [partial(_classical, zero_filled_sense)],
-        "CG-SENSE": [
-            partial(_classical, cg_sense, n_iterations=i, regularization=r)
-            for i in (1, 2, 3, 5, 8, 12, 20, 30, 50)
-            for r in (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
-        ],
-    }
-    settings["L1-wavelet"] = [
-        partial(_classical, l1_wavelet, regularization=w, n_iterations=i)
-        for i in (2, 4, 8, 15, 30, 60)
-        for w in (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-    ]
-    # what learning starts from, with as much tuning as the others have: it shows what learning adds
-    settings["MonarchISTA, untrained"] = [
-        partial(_classical, untrained_ista, n_steps=n, scale=s)
-        for n in (8, 15, 30, 60)
-        for s in (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-    ]
-    if arguments.only:
-        settings = {name: choices for name, choices in settings.items() if name in arguments.only}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    done = _done(arguments.out)
-    with arguments.out.open("a") as file:
-        for table in arguments.table:
-            for kind, acceleration in dict.fromkeys(c[:2] for c in CELLS[table]):
-                for head in range(3):
-                    _, validation, test = (part.to(device) for part in split(heads, head, 1))
-                    shape = (test.target.shape[-2], test.target.shape[-1])
-                    mask = make_mask(kind, acceleration, shape, 0).to(device)
-                    for name, choices in settings.items():
-                        cell = Cell(table, name, head, kind, acceleration, 0)
-                        if (*cell, None, None) in done:
-                            continue
-                        found = [score_images(c(validation, mask), validation.target)["psnr"] for c in choices]
-                        best = int(np.argmax(found)) if len(choices) > 1 else 0
-                        row = {"setting": choices[best].keywords, "validation_psnr": max(found)}
-                        scores = _scores(
-                            choices[best], [(n, s.to(device), m.to(device)) for n, s, m in tests_of(test, real, cell)]
-                        )
-                        file.write(json.dumps(cell._asdict() | row | {"scores": scores}) + "\n")
-                        file.flush()
-                        print(cell, row, scores["same"], flush=True)
-
-
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -327,6 +236,14 @@ def main() -> None:
         if name == "train":
             step.add_argument("--rates", type=Path, help="what tune wrote")
             step.add_argument("--keep", type=Path, help="folder for networks of 100 slices, tested on the third head")
+    step = steps.add_parser("pictures", help="real slices, reconstructed by all methods")
+    step.add_argument("data", type=Path, help="what prepare wrote")
+    step.add_argument("--nets", type=Path, required=True, help="what train kept")
+    step.add_argument("--classical", type=Path, required=True, help="what classical wrote")
+    step.add_argument("--mask", choices=("equispaced", "poisson"), default="equispaced")
+    step.add_argument("--acceleration", type=int, default=4)
+    step.add_argument("--out", type=Path, required=True, help="folder for PNG files")
+    step.set_defaults(run=pictures)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

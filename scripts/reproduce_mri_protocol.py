@@ -3,7 +3,9 @@
 :mod:`reproduce_mri` runs it.
 """
 
+import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +16,7 @@ import torch
 from sciml_monarch.mri.base import Recon, magnitude
 from sciml_monarch.mri.classical import zero_filled_sense
 from sciml_monarch.mri.espirit import espirit
-from sciml_monarch.mri.few_slices import Recipe, Slices
+from sciml_monarch.mri.few_slices import Recipe, Slices, score_images
 from sciml_monarch.mri.ista import MonarchISTA
 from sciml_monarch.mri.masks import EquispacedFractionMask, PoissonMask
 from sciml_monarch.mri.modl import MoDL
@@ -234,3 +236,29 @@ def tests_of(test: Slices, real: dict[str, Slices], cell: Cell) -> Iterator[tupl
         shape = (slices.target.shape[-2], slices.target.shape[-1])
         for seed in OTHER_MASKS:
             yield name, slices, make_mask(cell.mask, cell.acceleration, shape, seed)
+
+
+def scores_of(reconstruct: Callable[[Slices, torch.Tensor], torch.Tensor], tests: Any) -> dict[str, Any]:
+    """Mean NMSE, PSNR and SSIM of each of :func:`tests_of`, over its masks."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for name, slices, mask in tests:
+        found.setdefault(name, []).append(score_images(reconstruct(slices, mask), slices.target))
+    return {name: {k: float(np.mean([s[k] for s in many])) for k in many[0]} for name, many in found.items()}
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """What a file has; a last line that was cut off counts as not there, and is ended for what follows."""
+    found = []
+    content = file.read_text() if file.exists() else ""
+    if content and not content.endswith("\n"):
+        with file.open("a") as end:
+            end.write("\n")
+    for line in content.splitlines():
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
+def done_in(file: Path) -> set[tuple[Any, ...]]:
+    """Cells, steps and rates of a file."""
+    return {(*(row[k] for k in Cell._fields), row.get("n_steps"), row.get("learning_rate")) for row in read_rows(file)}

@@ -88,11 +88,12 @@ def test_many_slices_have_more_steps(protocol):
 
 
 def test_the_untrained_network_is_what_learning_starts_from(program):
+    classical = sys.modules["reproduce_mri_classical"]
     kspace, mask, maps, _ = scan(24, 24, batch=1)
     with torch.no_grad():
-        start = program.MonarchISTA(5).eval()(kspace, mask, maps)
-    assert torch.equal(program.untrained_ista(kspace, mask, maps, n_steps=5, scale=1.0), start)
-    assert relative_error(program.untrained_ista(kspace, mask, maps, n_steps=5, scale=10.0), start) > 1e-3
+        start = classical.MonarchISTA(5).eval()(kspace, mask, maps)
+    assert torch.equal(classical.untrained_ista(kspace, mask, maps, n_steps=5, scale=1.0), start)
+    assert relative_error(classical.untrained_ista(kspace, mask, maps, n_steps=5, scale=10.0), start) > 1e-3
 
 
 @pytest.fixture
