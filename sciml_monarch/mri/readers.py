@@ -14,14 +14,15 @@ NumPy ``.npy``               (coil, y, x) or (slice, coil, y, x)                
 from pathlib import Path
 
 from sciml_monarch.errors import InputError
+from sciml_monarch.hdf5 import Hdf5File, has_hdf5_signature
 from sciml_monarch.mri.formats.acquisitions import find_group
-from sciml_monarch.mri.formats.base import Scan, missing, reading
+from sciml_monarch.mri.formats.base import Scan
 from sciml_monarch.mri.formats.cfl import bart_file, cfl_base, open_cfl
 from sciml_monarch.mri.formats.fastmri import FastMRIScan
-from sciml_monarch.mri.formats.hdf5 import Hdf5File, has_hdf5_signature
 from sciml_monarch.mri.formats.ismrmrd import open_ismrmrd
 from sciml_monarch.mri.formats.npy import NpyScan
 from sciml_monarch.mri.formats.skmtea import open_skmtea
+from sciml_monarch.reading import missing, reading
 
 __all__ = ["Scan", "list_scans", "open_scans"]
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.files import replacing
-from sciml_monarch.mri.formats.base import Attribute
 from sciml_monarch.mri.formats.cfl import cfl_base
 from sciml_monarch.mri.formats.header import cartesian_header, header_xml
 from sciml_monarch.mri.formats.ismrmrd_writer import write_ismrmrd
+from sciml_monarch.reading import Attribute
 
 __all__ = ["FastMRIWriter", "write_cfl", "write_fastmri", "write_ismrmrd", "write_npy", "write_skmtea"]
 

@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sciml_monarch.errors import InputError
-
-Attribute = float | int | str | bool
+from sciml_monarch.reading import Attribute
 
 
 @dataclass(frozen=True)

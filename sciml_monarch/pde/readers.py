@@ -15,10 +15,10 @@ NumPy ``.npy``                    (T, x, y), (N, T, x, y)    --
 from pathlib import Path
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde.formats.base import Pairs, Trajectories, reading
+from sciml_monarch.hdf5 import Hdf5File, has_hdf5_signature
+from sciml_monarch.pde.formats.base import Pairs, Trajectories
 from sciml_monarch.pde.formats.fno_mat import MatPairs, MatTrajectories, is_mat_v73
 from sciml_monarch.pde.formats.folder import Folder
-from sciml_monarch.pde.formats.hdf5 import Hdf5File, has_hdf5_signature
 from sciml_monarch.pde.formats.mat_v5 import is_mat_v5
 from sciml_monarch.pde.formats.neuralop_pt import TensorPairs, TensorTrajectories
 from sciml_monarch.pde.formats.npy import NpyTrajectories
@@ -29,6 +29,7 @@ from sciml_monarch.pde.formats.pdebench import (
     is_pdebench,
 )
 from sciml_monarch.pde.formats.well import GROUPS, WellTrajectories
+from sciml_monarch.reading import reading
 
 __all__ = ["Pairs", "Trajectories", "open_pairs", "open_trajectories"]
 

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import torch
 
-from sciml_monarch.pde.description import Attribute
+from sciml_monarch.reading import Attribute
 
 _AXES = ("x", "y", "z")
 

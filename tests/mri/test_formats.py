@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sciml_monarch import hdf5
 from sciml_monarch.errors import InputError
 from sciml_monarch.mri import writing
-from sciml_monarch.mri.formats import hdf5
 from sciml_monarch.mri.formats.base import center_crop, column_mask, pad_center
 from sciml_monarch.mri.readers import open_scans
 from tests.helpers import randn, relative_error

@@ -120,7 +120,7 @@ def test_written_file_has_the_same_arrays(path, arrays, tmp_path):
 
 def test_one_slice_is_read_at_a_time(tmp_path, monkeypatch):
     """Nothing of another x or echo is touched."""
-    from sciml_monarch.mri.formats.hdf5 import Hdf5File
+    from sciml_monarch.hdf5 import Hdf5File
 
     kspace = randn(NX, ECHOES, COILS, NY, NZ, dtype=torch.complex64)
     writing.write_skmtea(tmp_path / "a.h5", kspace)

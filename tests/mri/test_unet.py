@@ -45,6 +45,38 @@ def test_published_parameter_count():
     assert n_parameters(UNet(magnitude=True)) == n_parameters(FastMRIUnet(1, 1, 32, 4))
 
 
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_monarch_matrices_in_place_of_the_convolutions_on_single_points(blocks):
+    net, dense = UNet(channels=8, n_pools=2, blocks=blocks), UNet(channels=8, n_pools=2)
+    assert "blocks" not in dense.config
+    kspace, mask, maps = scan(1, 2, (16, 20))
+    image = net(kspace, mask, maps)
+    again = UNet(**net.config)
+    again.load_state_dict(net.state_dict())
+    assert relative_error(again(kspace, mask, maps), image) == 0
+    image.abs().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in net.parameters())
+    # from 2c channels to 4 points of c: min(n, m) (n + m) / blocks weights; the last layer has two outputs
+    up = sum(8 * c**2 - 2 * c * 6 * c // blocks for c in (8, 16))
+    last = 0 if blocks > 2 else 8 * 2 - 2 * (8 // 2 + 1)
+    assert n_parameters(dense) - n_parameters(net) == up + last
+
+
+def test_monarch_upsampling_is_a_transposed_convolution():
+    up = UNet2d(1, 1, 4, 1, blocks=2).up_transpose_conv[0].layers[0]
+    weight = up.linear.to_linear().weight.detach()  # (4 c', c), points of the new grid the last
+    conv = torch.nn.ConvTranspose2d(8, 4, 2, stride=2, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(weight.T.reshape(8, 4, 2, 2))
+        x = torch.randn(2, 8, 3, 5)
+        torch.testing.assert_close(up(x), conv(x), rtol=1e-5, atol=1e-6)
+
+
+def test_more_blocks_than_channels_are_named():
+    with pytest.raises(InputError, match="16 blocks do not fit in_features = 8"):
+        UNet(channels=4, n_pools=1, blocks=16)
+
+
 def test_dropout_acts_in_training_only():
     net = UNet2d(1, 1, 4, 2, dropout=0.5)
     x = torch.randn(1, 1, 16, 16)

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.mri.formats.base import missing, reading
-from sciml_monarch.mri.formats.hdf5 import Hdf5File
+from sciml_monarch.hdf5 import Hdf5File
 from sciml_monarch.mri.formats.header import Header
+from sciml_monarch.reading import missing, reading
 
 # Numbers of the flags, from 1, as in the ISMRMRD standard ("MR Acquisition Data", table of flags).
 _NOISE, _CALIBRATION, _CALIBRATION_AND_IMAGING, _REVERSE = 19, 20, 21, 22

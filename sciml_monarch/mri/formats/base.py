@@ -1,10 +1,6 @@
 """What every reader of scans has in common: shapes, bounds, checks of the values."""
 
-import struct
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +11,7 @@ import torch
 from torch import Tensor
 
 from sciml_monarch.errors import InputError
-
-Attribute = float | int | str | bool
+from sciml_monarch.reading import Attribute
 
 
 @dataclass(frozen=True)
@@ -263,27 +258,3 @@ def column_mask(sampled: np.ndarray) -> Tensor | None:
     if (sampled == sampled[:1]).all():
         sampled = sampled[:1]
     return torch.from_numpy(np.array(sampled, dtype=bool))
-
-
-@contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
-    """Turns whatever a library raises on a wrong or damaged file into one line that names file and data set.
-
-    Raises:
-        InputError: The body raised an error of input, format or decompression.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file or folder") from None
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, zlib.error, struct.error) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path}: cannot read {what}, the file is damaged or of another kind: {reason}") from error
-
-
-def missing(path: Path, expected: str, available: list[str]) -> InputError:
-    """Error for a key that a file lacks; lists at most twelve of those that it has."""
-    shown = ", ".join(available[:12]) + (", ..." if len(available) > 12 else "")
-    return InputError(f"{path}: expected {expected}; the file holds: {shown or 'nothing'}")

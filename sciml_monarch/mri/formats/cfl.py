@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.mri.formats.base import Layout, Scan, reading
+from sciml_monarch.mri.formats.base import Layout, Scan
 from sciml_monarch.mri.formats.npy import check_pattern, sampled_mask
+from sciml_monarch.reading import reading
 
 _N_AXES = 16
 _READ, _PHASE_1, _PHASE_2, _COIL, _SETS, _ECHO, _SLICE = 0, 1, 2, 3, 4, 5, 13

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sciml_monarch.errors import InputError
+from sciml_monarch.hdf5 import Hdf5File
 from sciml_monarch.mri.formats.base import Layout, Scan
-from sciml_monarch.mri.formats.hdf5 import Hdf5File
 from sciml_monarch.mri.formats.header import Header, parse_header
 
 _HEADER = "ismrmrd_header"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.mri.formats.base import Attribute
+from sciml_monarch.reading import Attribute
 
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from sciml_monarch.errors import InputError
+from sciml_monarch.hdf5 import Hdf5File
 from sciml_monarch.mri.formats.acquisitions import COUNTERS, Lines, find_group, read_lines, read_samples
 from sciml_monarch.mri.formats.axis_fourier import fft_axis, ifft_axis
-from sciml_monarch.mri.formats.base import Layout, Scan, column_mask, missing, reading
-from sciml_monarch.mri.formats.hdf5 import Hdf5File
+from sciml_monarch.mri.formats.base import Layout, Scan, column_mask
 from sciml_monarch.mri.formats.header import Header, Limits, Space, parse_header
+from sciml_monarch.reading import missing, reading
 
 _SUFFIX = {"contrast": "echo", "phase": "phase", "repetition": "rep", "set": "set"}
 

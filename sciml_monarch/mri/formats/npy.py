@@ -6,7 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.mri.formats.base import Layout, Scan, column_mask, reading
+from sciml_monarch.mri.formats.base import Layout, Scan, column_mask
+from sciml_monarch.reading import reading
 
 
 class NpyScan(Scan):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.mri.formats.base import Layout, Scan, pad_center, reading
-from sciml_monarch.mri.formats.hdf5 import Hdf5File
+from sciml_monarch.hdf5 import Hdf5File
+from sciml_monarch.mri.formats.base import Layout, Scan, pad_center
+from sciml_monarch.reading import reading
 
 
 class SKMTEAScan(Scan):

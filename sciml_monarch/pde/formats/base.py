@@ -1,11 +1,6 @@
 """What every reader of trajectories and of pairs has in common: shapes, bounds, checks of the values."""
 
-import pickle
-import struct
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde.description import Attribute
+from sciml_monarch.reading import Attribute
 
 
 @dataclass(frozen=True)
@@ -213,40 +208,6 @@ def domain_length(coordinates: np.ndarray) -> float:
 def seconds(times: np.ndarray) -> tuple[float, ...]:
     """Times as Python numbers, free of the digits that float32 adds (0.1 instead of 0.10000000149)."""
     return tuple(float(f"{t:.7g}") if times.dtype == np.float32 else float(t) for t in times)
-
-
-@contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
-    """Turns whatever a library raises on a wrong or damaged file into one line that names file and data set.
-
-    Raises:
-        InputError: The body raised an error of input, format or decompression.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file or folder") from None
-    except (
-        OSError,
-        RuntimeError,
-        KeyError,
-        ValueError,
-        TypeError,
-        EOFError,
-        zlib.error,
-        struct.error,
-        pickle.UnpicklingError,
-    ) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path}: cannot read {what}, the file is damaged or of another kind: {reason}") from error
-
-
-def missing(path: Path, expected: str, available: list[str]) -> InputError:
-    """Error for a key that a file lacks; lists at most twelve of those that it has."""
-    shown = ", ".join(available[:12]) + (", ..." if len(available) > 12 else "")
-    return InputError(f"{path}: expected {expected}; the file holds: {shown or 'nothing'}")
 
 
 def _float32(window: np.ndarray) -> tuple[Tensor, tuple[int, ...] | None]:

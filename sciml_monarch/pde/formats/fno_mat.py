@@ -15,10 +15,11 @@ import h5py
 import numpy as np
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde.formats.base import Layout, Pairs, Trajectories, missing, reading, seconds, subsample
-from sciml_monarch.pde.formats.hdf5 import Hdf5File
+from sciml_monarch.hdf5 import Hdf5File
+from sciml_monarch.pde.formats.base import Layout, Pairs, Trajectories, seconds, subsample
 from sciml_monarch.pde.formats.mat_v5 import Variable, is_mat_v5, list_variables, stream
 from sciml_monarch.pde.formats.sample_major import BLOCK_BYTES, Block, SampleMajor
+from sciml_monarch.reading import missing, reading
 
 _PAIR_KEYS = (("coeff", "sol"), ("a", "u"), ("x", "y"))  # Darcy, Burgers, others
 
@@ -84,7 +85,7 @@ class MatFile:
         with reading(self.path, f"array '{key}'"):
             if self._v5 is not None:
                 return np.concatenate([block.ravel() for _, _, block in stream(self.path, self._v5[key])])
-            return self._hdf5.read(key).ravel()
+            return self._hdf5.read_real(key).ravel()
 
     def close(self) -> None:
         """Closes the file and gives the temporary copies back; the next ``sample`` makes them again."""

@@ -15,8 +15,8 @@ from typing import BinaryIO
 import numpy as np
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde.formats.base import reading
 from sciml_monarch.pde.formats.sample_major import BLOCK_BYTES, Block
+from sciml_monarch.reading import reading
 
 _COMPRESSED, _MATRIX = 15, 14
 _NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}

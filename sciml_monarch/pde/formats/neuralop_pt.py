@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde.description import Attribute
-from sciml_monarch.pde.formats.base import Layout, Pairs, Trajectories, missing, reading, subsample
+from sciml_monarch.pde.formats.base import Layout, Pairs, Trajectories, subsample
+from sciml_monarch.reading import Attribute, missing, reading
 
 
 class TensorFile:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde.formats.base import Layout, Trajectories, missing, reading, subsample
+from sciml_monarch.pde.formats.base import Layout, Trajectories, subsample
+from sciml_monarch.reading import missing, reading
 
 
 class NpyTrajectories(Trajectories):

@@ -21,17 +21,9 @@ import h5py
 import numpy as np
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde.formats.base import (
-    Layout,
-    Pairs,
-    Trajectories,
-    domain_length,
-    missing,
-    reading,
-    seconds,
-    subsample,
-)
-from sciml_monarch.pde.formats.hdf5 import Hdf5File, plain_attributes
+from sciml_monarch.hdf5 import Hdf5File, plain_attributes
+from sciml_monarch.pde.formats.base import Layout, Pairs, Trajectories, domain_length, seconds, subsample
+from sciml_monarch.reading import missing, reading
 
 _AXES = ("x", "y", "z")
 _FLOW = ("density", "pressure", "Vx", "Vy", "Vz")  # data sets of the compressible solver, in PDEBench's order
@@ -107,7 +99,7 @@ class PDEBenchTrajectories(Trajectories):
     def _read(self, index: int, start: int, stop: int, stride: int) -> np.ndarray:
         windows = []
         for part in self._parts_read:
-            values = self._hdf5.read(part.key, (index, slice(start, stop)))
+            values = self._hdf5.read_real(part.key, (index, slice(start, stop)))
             values = np.moveaxis(values, -1, 1) if part.channels_last else values[:, None]
             windows.append(subsample(values, len(self.grid), stride))
         window = np.concatenate(windows, axis=1)
@@ -189,7 +181,7 @@ class PDEBenchGroups(Trajectories):
             raise InputError(
                 f"{self.path}: data set '{key}' has the shape {shape}, but '{self._groups[0]}/data' has {self._shape}"
             )
-        values = np.moveaxis(self._hdf5.read(key, (slice(start, stop),)), -1, 1)
+        values = np.moveaxis(self._hdf5.read_real(key, (slice(start, stop),)), -1, 1)
         return subsample(values[:, self._channels], len(self.grid), stride)
 
     def close(self) -> None:
@@ -229,8 +221,8 @@ class PDEBenchPairs(Pairs):
 
     def _read(self, index: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
         n_axes = len(self.grid)
-        inputs = self._hdf5.read("nu", (index,))[None]
-        targets = self._hdf5.read("tensor", (index,))
+        inputs = self._hdf5.read_real("nu", (index,))[None]
+        targets = self._hdf5.read_real("tensor", (index,))
         return subsample(inputs, n_axes, stride), subsample(targets, n_axes, stride)
 
     def close(self) -> None:
@@ -251,13 +243,13 @@ def _components(name: str, n_channels: int) -> tuple[str, ...]:
 
 
 def _lengths(hdf5: Hdf5File, keys: list[str]) -> tuple[float, ...]:
-    return tuple(domain_length(hdf5.read(key)) if key in hdf5.file else 1.0 for key in keys)
+    return tuple(domain_length(hdf5.read_real(key)) if key in hdf5.file else 1.0 for key in keys)
 
 
 def _times(hdf5: Hdf5File, keys: tuple[str, ...], n_times: int) -> tuple[float, ...]:
     for key in keys:
         if key in hdf5.file:
-            values = hdf5.read(key)
+            values = hdf5.read_real(key)
             values = values.reshape(-1, values.shape[-1])[0]
             if len(values) < n_times:
                 raise InputError(f"{hdf5.path}: data set '{key}' has {len(values)} times, expected {n_times}")

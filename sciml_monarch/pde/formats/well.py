@@ -13,17 +13,9 @@ import h5py
 import numpy as np
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde.description import Attribute
-from sciml_monarch.pde.formats.base import (
-    Layout,
-    Trajectories,
-    domain_length,
-    missing,
-    reading,
-    seconds,
-    subsample,
-)
-from sciml_monarch.pde.formats.hdf5 import Hdf5File, names, plain, plain_attributes
+from sciml_monarch.hdf5 import Hdf5File, names, plain, plain_attributes
+from sciml_monarch.pde.formats.base import Layout, Trajectories, domain_length, seconds, subsample
+from sciml_monarch.reading import Attribute, missing, reading
 
 GROUPS = ("t0_fields", "t1_fields", "t2_fields")
 _STRUCTURE = {"n_spatial_dims", "n_trajectories", "simulation_parameters", "grid_type"}
@@ -84,7 +76,7 @@ class WellTrajectories(Trajectories):
         channel = 0
         for field in self._fields:
             selection = ((index,) if field.sample_varying else ()) + ((slice(start, stop),) * field.time_varying)
-            values = self._hdf5.read(field.key, selection)
+            values = self._hdf5.read_real(field.key, selection)
             if not field.time_varying:
                 values = values[None]
             for axis, varies in enumerate(field.dim_varying):
@@ -107,11 +99,11 @@ class WellTrajectories(Trajectories):
         return names(group.attrs.get("spatial_dims")) or tuple(sorted(set(group) - {"time"}))
 
     def _coordinates(self, key: str) -> np.ndarray:
-        values = self._hdf5.read(key)
+        values = self._hdf5.read_real(key)
         return values.reshape(-1, values.shape[-1])[0]  # a sample-varying axis has one row a trajectory
 
     def _times(self) -> np.ndarray:
-        values = self._hdf5.read("dimensions/time")
+        values = self._hdf5.read_real("dimensions/time")
         rows = values.reshape(-1, values.shape[-1])
         if not np.allclose(rows, rows[:1]):
             raise InputError(
@@ -200,7 +192,7 @@ class WellTrajectories(Trajectories):
     def _check_complete(self) -> None:
         """Our shards state for each trajectory whether it was written to its end; The Well's do not."""
         if "complete" in self._hdf5.file:
-            unfinished = np.flatnonzero(~self._hdf5.read("complete").astype(bool))
+            unfinished = np.flatnonzero(~self._hdf5.read_real("complete").astype(bool))
             if unfinished.size:
                 raise InputError(
                     f"{self._hdf5.path}: data set 'complete': {unfinished.size} trajectories, the "

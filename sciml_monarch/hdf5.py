@@ -3,7 +3,6 @@
 import os
 import re
 import weakref
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,17 @@ import h5py
 import numpy as np
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.mri.formats.base import Attribute, missing, reading
+from sciml_monarch.reading import Attribute, missing, reading
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # A folder of fastMRI has a thousand volumes, a process may open 1,024 files, and each open HDF5 file keeps
 # buffers of some megabytes: the least recently opened file is closed when there would be more.
 _MOST_OPEN = 32
-_opened: deque[weakref.ref["Hdf5File"]] = deque()
+_opened: list[weakref.ref["Hdf5File"]] = []
 
 
 def has_hdf5_signature(path: Path) -> bool:
-    """Whether the file starts as HDF5 does, at byte 0 or after a user block."""
+    """Whether the file starts as HDF5 does, at byte 0 or after a user block (MATLAB's has 512 bytes)."""
     with path.open("rb") as file:
         for offset in (0, 512, 1024, 2048):
             file.seek(offset)
@@ -53,10 +52,11 @@ class Hdf5File:
         if self._file is None or self._pid != os.getpid():
             # A handle inherited by fork shares HDF5's internal state with the parent's: open a fresh one.
             self._file, self._pid, self._datasets = _open(self.path), os.getpid(), {}
+            _forget(self)
             _opened.append(weakref.ref(self))
             while len(_opened) > _MOST_OPEN:
-                oldest = _opened.popleft()()
-                if oldest is not None and oldest is not self:
+                oldest = _opened[0]()
+                if oldest is not None:
                     oldest.close()
         return self._file
 
@@ -115,11 +115,21 @@ class Hdf5File:
             raise InputError(f"{self.path}: data set '{key}' holds {values.dtype}, numbers were expected")
         return values
 
+    def read_real(self, key: str, selection: tuple[Any, ...] = ()) -> np.ndarray:
+        """Reads a part of the data set ``key``.
+
+        Raises:
+            InputError: The data set is missing, damaged or does not hold real numbers.
+        """
+        values = self.read(key, selection)
+        if values.dtype.kind == "c":
+            raise InputError(f"{self.path}: data set '{key}' holds {values.dtype}, real numbers were expected")
+        return values
+
     def attributes(self) -> dict[str, Attribute]:
         """All attributes of the file that are single numbers, texts or bools."""
         with reading(self.path, "the attributes"):
-            found = {name: plain(value) for name, value in self.file.attrs.items()}
-        return {name: value for name, value in found.items() if value is not None}
+            return plain_attributes(self.file.attrs)
 
     def text(self, key: str) -> bytes:
         """Reads a data set that holds one text.
@@ -140,12 +150,18 @@ class Hdf5File:
 
     def close(self) -> None:
         """Closes the file; the next use opens it again."""
+        _forget(self)
         if self._file is not None and self._pid == os.getpid():
             self._file.close()
         self._file, self._datasets = None, {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_file": None, "_pid": 0, "_datasets": {}}
+
+
+def _forget(file: Hdf5File) -> None:
+    """Strikes a file, and those that no longer exist, off the list of what is open."""
+    _opened[:] = [other for other in _opened if other() not in (None, file)]
 
 
 def plain(value: object) -> Attribute | None:
@@ -157,6 +173,21 @@ def plain(value: object) -> Attribute | None:
     if isinstance(value, np.generic):
         return plain(value.item())
     return value if isinstance(value, bool | int | float | str) else None
+
+
+def plain_attributes(attributes: h5py.AttributeManager) -> dict[str, Attribute]:
+    """All attributes that are single numbers, texts or bools."""
+    found = {name: plain(value) for name, value in attributes.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def names(value: object) -> tuple[str, ...]:
+    """A list of names stored as an attribute, in any of the ways in which h5py returns text."""
+    if value is None:
+        return ()
+    if isinstance(value, str | bytes):
+        value = [value]
+    return tuple(item.decode() if isinstance(item, bytes) else str(item) for item in np.asarray(value).reshape(-1))
 
 
 def _is_complex(dtype: np.dtype) -> bool:
