@@ -9,7 +9,6 @@ sigpy computes with, to one thread too):
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from sciml_monarch.mri.coil_simulation import simulate_maps
 from sciml_monarch.mri.coils import sigpy_espirit
 from sciml_monarch.mri.espirit import espirit
 from sciml_monarch.mri.fourier import fft2c
+from sciml_monarch.provenance import provenance
 
 
 def make_kspace(n_coils: int, shape: tuple[int, int], noise: float) -> Tensor:
@@ -92,10 +92,9 @@ def main() -> None:
     kspace = make_kspace(options.n_coils, shape, options.noise)
     rows: list[dict[str, object]] = []
     results = {
-        "cpu": platform.processor() or platform.machine(),
         "torch_threads": 1,
         "numpy_threads": os.environ.get("OPENBLAS_NUM_THREADS", "all"),
-        "torch": torch.__version__,
+        **provenance(torch.device(options.devices[-1])),
         "n_coils": options.n_coils,
         "shape": shape,
         "calibration": options.calibration,

@@ -32,7 +32,7 @@ from torch import Tensor
 from sciml_monarch.devices import choose_device
 from sciml_monarch.errors import InputError
 from sciml_monarch.files import replacing
-from sciml_monarch.pde.evaluate import device_name
+from sciml_monarch.provenance import provenance
 
 SHAPES, N_COILS = ((320, 320), (640, 372)), 15
 QUICK_SHAPES, N_QUICK_COILS = ((48, 40),), 4
@@ -256,9 +256,8 @@ def benchmark(
     isolated = where.type == "cpu" and not quick
     rows: list[dict[str, Any]] = []
     results: dict[str, Any] = {
-        "device": device_name(where),
+        **provenance(where),
         "cores": os.cpu_count(),
-        "torch": torch.__version__,
         "tf32_convolutions": where.type == "cuda" and torch.backends.cudnn.allow_tf32,
         "packages": _versions(),
         "n_coils": n_coils,
@@ -306,7 +305,7 @@ def run_row(arguments: tuple[Any, ...], isolated: bool) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     """Versions of what is installed of this package and its peers."""
     found = {}
-    for name in (OURS, "fastmri", "deepinv", "mrpro", "sigpy", "numpy"):
+    for name in ("fastmri", "deepinv", "mrpro", "sigpy", "numpy"):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

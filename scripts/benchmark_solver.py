@@ -7,7 +7,6 @@ Needs PyTorch and h5py only. Example, on a machine with a GPU:
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from sciml_monarch.pde.solvers.fused import FusedSteps
 from sciml_monarch.pde.solvers.random_field import gaussian_random_field
 from sciml_monarch.pde.solvers.step_size import StepSize
 from sciml_monarch.pde.solvers.vorticity import EagerSteps, Equation, fno_forcing, make_equation, to_spectrum
+from sciml_monarch.provenance import provenance
 
 N_REFERENCE_STEPS = 50
 
@@ -143,8 +143,7 @@ def main() -> None:
     device = torch.device(options.device)
     rows: list[dict[str, object]] = []
     results: dict[str, object] = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "torch": torch.__version__,
+        **provenance(device),
         "n": options.n,
         "viscosity": options.viscosity,
         "final_time": options.final_time,

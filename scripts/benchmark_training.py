@@ -17,8 +17,8 @@ import torch
 from sciml_monarch.files import replacing
 from sciml_monarch.pde import FNO, MonarchFNO, Operator
 from sciml_monarch.pde.data import Loader, TrajectoryData
-from sciml_monarch.pde.evaluate import device_name
 from sciml_monarch.pde.task import PDETask
+from sciml_monarch.provenance import provenance
 from sciml_monarch.training import fit
 
 # network, precision, CUDA graph, torch.compile
@@ -122,8 +122,7 @@ def benchmark(
                 "batches": n_train // 20,
                 "loss_after": trainer.callback_metrics["train/loss"].item(),
                 "peak_memory_bytes": torch.cuda.max_memory_allocated() if cuda else None,
-                "device": device_name(torch.device("cuda" if cuda else "cpu")),
-                "torch": torch.__version__,
+                **provenance(torch.device("cuda" if cuda else "cpu")),
             }
         )
         sys.stdout.write(json.dumps(rows[-1]) + "\n")

@@ -44,6 +44,7 @@ from reproduce_mri_protocol import (
 )
 
 from sciml_monarch.mri.few_slices import Recipe, Slices, fit_slices, reconstruct_slices
+from sciml_monarch.provenance import provenance
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -185,7 +186,7 @@ def _run(todo: list[Job], arguments: argparse.Namespace) -> None:
         )
     for worker in workers:
         worker.start()
-    hardware = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    source = provenance(torch.device(device))
     try:
         with arguments.out.open("a") as file:
             for number in range(len(todo)):
@@ -202,7 +203,7 @@ def _run(todo: list[Job], arguments: argparse.Namespace) -> None:
                 if "error" in row:
                     print(row, flush=True)
                     continue
-                file.write(json.dumps(row | {"device": hardware, "torch": torch.__version__}) + "\n")
+                file.write(json.dumps(row | source) + "\n")
                 file.flush()
     finally:
         for worker in workers:

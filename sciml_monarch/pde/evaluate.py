@@ -1,7 +1,6 @@
 """The job `evaluate`: trained networks on the same unseen trajectories, as tables and pictures."""
 
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sciml_monarch import hub, plots, report
-from sciml_monarch.devices import choose_device
+from sciml_monarch.devices import choose_device, device_name
 from sciml_monarch.errors import InputError
 from sciml_monarch.pde.base import n_parameters
 from sciml_monarch.pde.description import Description
@@ -188,13 +187,6 @@ def _row(
         "relative_l2_per_step": scores.relative_l2_per_step.double().mean(0).tolist(),
         "correlation_per_step": scores.correlation.double().mean(0).tolist(),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """What the device is called, for results: the GPU's name, or the CPU's kind and the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
 def _note(data: Path, task: Protocol, device: torch.device) -> str:

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from sciml_monarch.devices import choose_device, device_name
 from sciml_monarch.errors import InputError
 from sciml_monarch.pde.shards import Contents, Parameter, Shard, check_space
 from sciml_monarch.pde.solvers.navier_stokes import NavierStokesSolver
@@ -71,7 +71,7 @@ def simulate(
         raise InputError(
             f"resolution {resolution} must divide simulation_resolution {simulation_resolution}: points are left out"
         )
-    solver = NavierStokesSolver(simulation_resolution, viscosity, step=step, device=_device(device))
+    solver = NavierStokesSolver(simulation_resolution, viscosity, step=step, device=choose_device(device))
     bound = solver.step_size.bound
     parameters: dict[str, Parameter] = {
         "viscosity": viscosity,
@@ -94,7 +94,7 @@ def simulate(
     notes: dict[str, Parameter] = {
         "solver": "pseudo-spectral, 2/3 rule, integrating-factor RK4",
         "version": version(),
-        "device": _device_name(solver.device),
+        "device": device_name(solver.device),
     }
     contents = Contents(f"navier_stokes_viscosity_{viscosity:g}", parameters, notes, times, resolution)
     _make_folder(out)
@@ -198,22 +198,6 @@ def _even_split(size: int, most: int) -> int:
 def _check_at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise InputError(f"{name} must be at least {least}, not {value}")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device must be auto, cpu or cuda, not {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device {name}: this PyTorch finds no GPU; use cpu or auto")
-    return device
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _make_folder(out: Path) -> None:
