@@ -56,6 +56,7 @@ def speed() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"accuracy": accuracy, "speed": speed},
+    "results/README.md": {"mri_time_cpu": partial(mri.time_and_memory, "benchmark_mri_cpu.json")},
     "results/mri_few_slices/README.md": {
         f"unrolled_{mask}_{test}": partial(mri.unrolled, mask, test)
         for mask in ("equispaced", "poisson")
