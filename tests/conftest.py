@@ -1,9 +1,13 @@
 """Every test starts from the same seed and without compiled code of the one before."""
 
+import os
+
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the suite runs in parallel processes
+if not torch.cuda.is_available():  # Triton kernels then run in its interpreter, which is chosen at their import
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)

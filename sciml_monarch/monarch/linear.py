@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.monarch.functional import Factors, multiply, to_dense
+from sciml_monarch.monarch.functional import Factors, to_dense
+from sciml_monarch.monarch.kernels.linear import monarch_linear
 from sciml_monarch.monarch.project import project
 from sciml_monarch.monarch.shapes import inner_width
 
@@ -149,10 +150,7 @@ class MonarchLinear(nn.Module):
                 f"the last axis of an input of shape {tuple(x.shape)} must have "
                 f"in_features = {self.in_features} entries"
             )
-        padding = -self.in_features % self.blocks[0]
-        y = multiply(self.factors, nn.functional.pad(x, (0, padding)) if padding else x)
-        y = y[..., : self.out_features]
-        return y if self.bias is None else y + self.bias.to(y.dtype)  # autocast: y in half precision
+        return monarch_linear(x, self.w1, self.w2, self.bias, self.out_features)
 
     def extra_repr(self) -> str:
         """Describes the layer for ``print``."""
