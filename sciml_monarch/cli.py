@@ -215,7 +215,8 @@ def train(arguments: list[str]) -> None:
     import sciml_monarch.mri.data
     import sciml_monarch.mri.task
     import sciml_monarch.pde.data
-    import sciml_monarch.pde.task  # noqa: F401  (their classes become names that a YAML can use)
+    import sciml_monarch.pde.task
+    import sciml_monarch.sparse_training  # noqa: F401  (their classes become names that a YAML can use)
     from sciml_monarch.training import check_folder, checkpointing, loggers, monitor_of, quiet, run
 
     quiet()

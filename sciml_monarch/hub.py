@@ -1,7 +1,7 @@
 """Trained networks on disk: load from a training checkpoint or a shared folder, save to a folder.
 
 A shared folder holds ``model.safetensors`` (weights and normalisation), ``config.json`` (task, network class,
-arguments, description of the data) and ``README.md`` (the model card). Nothing is unpickled.
+arguments, which layers are Monarch, description of the data) and ``README.md`` (the model card). Nothing is unpickled.
 """
 
 import json
@@ -12,6 +12,7 @@ import torch
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.files import replacing
+from sciml_monarch.monarch.structure import restructure, structure
 from sciml_monarch.mri.base import Recon
 from sciml_monarch.mri.description import Description as ScanDescription
 from sciml_monarch.mri.description import describe, description_of
@@ -42,6 +43,7 @@ def _config(task: str, net: Operator | Recon, description: dict[str, Any] | None
         "task": task,
         "net": type(net).__name__,
         "arguments": net.config,
+        "structure": structure(net),
         "description": description,
     }
 
@@ -73,6 +75,8 @@ def network_from_config(config: dict[str, Any], source: Path) -> Surrogate | Rec
     try:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once
             net = cls(**config["arguments"])
+            if "structure" in config:  # else it is as it was made
+                _restructure(net, config["structure"], source)
         description = config["description"]
         if isinstance(net, Recon):
             describe(net, None if description is None else ScanDescription.from_dict(description))
@@ -80,6 +84,13 @@ def network_from_config(config: dict[str, Any], source: Path) -> Surrogate | Rec
         return Surrogate(net, Description.from_dict(description))
     except (AttributeError, TypeError, KeyError) as error:
         raise InputError(f"{source}: the configuration does not fit {cls.__name__}: {error}") from None
+
+
+def _restructure(net: Operator | Recon, layers: dict[str, Any], source: Path) -> None:
+    try:
+        restructure(net, layers)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
 
 
 def load(path: str | Path, map_location: str | torch.device = "cpu") -> Surrogate | Recon:

@@ -121,12 +121,20 @@ class MonarchLinear(nn.Module):
             of this.
         """
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, self.w1.device, self.w1.dtype)
-        linear.weight.copy_(to_dense(self.factors)[: self.out_features, : self.in_features])
+        linear.weight.copy_(self.weight)
         linear.weight.requires_grad_(self.w1.requires_grad or self.w2.requires_grad)
         if self.bias is not None:
             linear.bias.copy_(self.bias)
             linear.bias.requires_grad_(self.bias.requires_grad)
         return linear.train(self.training)
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix, ``(out_features, in_features)``, multiplied out anew at each access.
+
+        For code that reads the weight of a layer that it did not make; gradients flow to the factors.
+        """
+        return to_dense(self.factors)[: self.out_features, : self.in_features]
 
     @property
     def factors(self) -> Factors:

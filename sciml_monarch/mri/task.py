@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.hub import CHECKPOINT_KEY, recon_config
+from sciml_monarch.monarch.structure import follow_state_dicts
 from sciml_monarch.mri.base import Recon, rss
 from sciml_monarch.mri.batches import Batch
 from sciml_monarch.mri.data import MRIData
@@ -77,6 +78,12 @@ class ReconTask(L.LightningModule):
         self._seed: int | None = None
         self._slices: list[tuple[Place, SliceScore]] = []
         self._pictures: dict[str, tuple[float, Tensor]] = {}
+        follow_state_dicts(self)
+
+    @property
+    def network(self) -> Recon:
+        """The network: what sparse training converts."""
+        return self.net
 
     def setup(self, stage: str) -> None:
         """Checks that data, network and precision go together.

@@ -6,9 +6,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import avg_pool2d, pad, pixel_shuffle
 
 from sciml_monarch.errors import InputError
+from sciml_monarch.monarch import MonarchLinear
+from sciml_monarch.monarch.conv import MonarchConv1x1
 from sciml_monarch.mri.base import Recon, check_shapes
 from sciml_monarch.mri.fourier import ifft2c
 from sciml_monarch.mri.norms import root_sum_of_squares, standardize
@@ -42,10 +44,34 @@ def _double_conv(in_channels: int, out_channels: int, dropout: float) -> _Layers
     return _Layers(*layers)
 
 
-def _upsampling(in_channels: int, out_channels: int) -> _Layers:
+class _MonarchUpsampling(nn.Module):
+    """A Monarch matrix from the channels of each point to those of the 2 x 2 points in its place.
+
+    The structured form of a transposed convolution whose stride is its size.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, blocks: int) -> None:
+        super().__init__()
+        self.linear = MonarchLinear(in_channels, 4 * out_channels, False, blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pixel_shuffle(self.linear(x.movedim(1, -1)).movedim(-1, 1), 2)
+
+
+def _upsampling(in_channels: int, out_channels: int, blocks: int | None) -> _Layers:
     """Twice the points on each axis: transposed 2x2 convolution, instance normalisation, LeakyReLU."""
-    conv = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False)
+    if blocks is None:
+        conv: nn.Module = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2, bias=False)
+    else:
+        conv = _MonarchUpsampling(in_channels, out_channels, blocks)
     return _Layers(conv, *_activation(out_channels))
+
+
+def _head(in_channels: int, out_channels: int, blocks: int | None) -> nn.Module:
+    """The 1x1 convolution at the end."""
+    if blocks is None or blocks > min(in_channels, out_channels):
+        return nn.Conv2d(in_channels, out_channels, 1)
+    return MonarchConv1x1(MonarchLinear(in_channels, out_channels, True, blocks), stride=(1, 1))
 
 
 class UNet2d(nn.Module):
@@ -63,13 +89,21 @@ class UNet2d(nn.Module):
         channels: Channels of the finest level; they double at each pooling.
         n_pools: Poolings, at least 1.
         dropout: Probability with which a channel is dropped.
+        blocks: Blocks of Monarch matrices in place of the convolutions that act on each point by itself: the
+            transposed ones, and the last, of size 1, where it has that many outputs. ``None``: dense, as in fastMRI.
 
     Raises:
-        InputError: ``n_pools`` or ``channels`` is less than 1.
+        InputError: ``n_pools`` or ``channels`` is less than 1, or there are more ``blocks`` than channels.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, channels: int = 32, n_pools: int = 4, dropout: float = 0.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        channels: int = 32,
+        n_pools: int = 4,
+        dropout: float = 0.0,
+        blocks: int | None = None,
     ) -> None:
         super().__init__()
         if n_pools < 1:
@@ -84,8 +118,8 @@ class UNet2d(nn.Module):
         self.conv = _double_conv(widths[-2], widths[-1], dropout)
         rising = widths[-2::-1]
         self.up_conv = nn.ModuleList(_double_conv(2 * width, width, dropout) for width in rising)
-        self.up_transpose_conv = nn.ModuleList(_upsampling(2 * width, width) for width in rising)
-        self.up_conv[-1] = nn.Sequential(self.up_conv[-1], nn.Conv2d(channels, out_channels, 1))
+        self.up_transpose_conv = nn.ModuleList(_upsampling(2 * width, width, blocks) for width in rising)
+        self.up_conv[-1] = nn.Sequential(self.up_conv[-1], _head(channels, out_channels, blocks))
 
     def forward(self, x: Tensor) -> Tensor:
         """Applies the network.
@@ -177,6 +211,7 @@ class UNet(Recon):
         magnitude: Whether to work on magnitudes, without coil maps.
         crop: Rows and columns of the central part on which the network works; outside it the zero-filled image
             stays. ``None``: everywhere. fastMRI's networks were trained on crops (knees: 320 x 320).
+        blocks: Blocks of Monarch matrices in place of the convolutions on single points; see :class:`UNet2d`.
     """
 
     def __init__(
@@ -186,22 +221,23 @@ class UNet(Recon):
         dropout: float = 0.0,
         magnitude: bool = False,
         crop: Sequence[int] | None = None,
+        blocks: int | None = None,
     ) -> None:
-        super().__init__(
-            dict(
-                channels=channels,
-                n_pools=n_pools,
-                dropout=dropout,
-                magnitude=magnitude,
-                crop=None if crop is None else list(crop),
-            )
+        config = dict(
+            channels=channels,
+            n_pools=n_pools,
+            dropout=dropout,
+            magnitude=magnitude,
+            crop=None if crop is None else list(crop),
         )
+        # left out by default: checkpoints of before there was this option are of the same network
+        super().__init__(config if blocks is None else config | {"blocks": blocks})
         if crop is not None and (len(crop) != 2 or min(crop) < 1):
             raise InputError(f"crop is {tuple(crop)}; it must be two positive numbers, rows and columns")
         self.is_magnitude = magnitude
         self.needs_maps = not magnitude
         n = 1 if magnitude else 2
-        self.unet = UNet2d(n, n, channels, n_pools, dropout)
+        self.unet = UNet2d(n, n, channels, n_pools, dropout, blocks)
 
     def forward(self, kspace: Tensor, mask: Tensor, maps: Tensor | None = None) -> Tensor:
         """Reconstructs; see :class:`Recon`.

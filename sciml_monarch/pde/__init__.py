@@ -9,6 +9,7 @@ from sciml_monarch.pde.solvers.random_field import gaussian_random_field
 from sciml_monarch.pde.solvers.vorticity import fno_forcing
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv
 from sciml_monarch.pde.surrogate import Surrogate
+from sciml_monarch.pde.transformer import OperatorTransformer
 from sciml_monarch.pde.unet import UNet
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "MonarchFNO",
     "MonarchSpectralConv",
     "Operator",
+    "OperatorTransformer",
     "Surrogate",
     "UNet",
     "fno_forcing",

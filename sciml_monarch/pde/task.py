@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from sciml_monarch import optimization
 from sciml_monarch.errors import InputError
 from sciml_monarch.hub import CHECKPOINT_KEY, surrogate_config
+from sciml_monarch.monarch.structure import follow_state_dicts
 from sciml_monarch.optimization import make_optimizer
 from sciml_monarch.pde.base import Operator
 from sciml_monarch.pde.data import PairData, TrajectoryData
 from sciml_monarch.pde.graph import GraphedLoss
 from sciml_monarch.pde.metrics import relative_l2, relative_l2_per_step
 from sciml_monarch.pde.surrogate import Surrogate
+from sciml_monarch.pde.symmetry import SymmetryGroup
 
 Batch = tuple[Tensor, Tensor]
 
@@ -64,6 +66,8 @@ class PDETask(L.LightningModule):
         cuda_graph: Replay the loss and its gradient as one CUDA graph (one device, no gradient accumulation).
         compile_net: Fuse the network's pointwise operations with ``torch.compile``; pays with ``cuda_graph``; compiles
             at the first step. Not for ``FNO``, whose FFTs are complex.
+        symmetry: Symmetries of the equation; each trajectory of a batch is moved by a random one of them before the
+            network sees it. Validation and test data stay as they are.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class PDETask(L.LightningModule):
         ema_decay: float | None = None,
         cuda_graph: bool = False,
         compile_net: bool = False,
+        symmetry: SymmetryGroup | None = None,
     ) -> None:
         super().__init__()
         if ema_decay is not None and not 0 < ema_decay < 1:
@@ -82,10 +87,24 @@ class PDETask(L.LightningModule):
         self.ema_decay = ema_decay
         self.cuda_graph = cuda_graph
         self.compile_net = compile_net
+        self.symmetry = symmetry
         # asked before the precision plugin converts the parameters
         self._is_complex = any(p.is_complex() for p in net.parameters())
         # a plain attribute: the loss shares the surrogate's parameters, which are registered once
         self._loss = GraphedLoss(RolloutLoss(self.surrogate)) if cuda_graph else None
+        follow_state_dicts(self)
+
+    @property
+    def network(self) -> Operator:
+        """The network: what sparse training converts."""
+        return self.surrogate.net
+
+    def on_network_change(self) -> None:
+        """Captures and compiles anew after layers of the network were replaced."""
+        if self.cuda_graph:
+            self._loss = GraphedLoss(RolloutLoss(self.surrogate))
+        if self.compile_net:
+            self.surrogate.net.compile()
 
     def setup(self, stage: str) -> None:
         """Takes description and normalisation from the data."""
@@ -93,6 +112,10 @@ class PDETask(L.LightningModule):
         if not isinstance(data, TrajectoryData | PairData):
             raise InputError(f"PDETask trains on TrajectoryData or PairData, not on {type(data).__name__}")
         self.surrogate.describe(data.description)
+        if self.symmetry is not None:
+            if isinstance(data, PairData):
+                raise InputError("symmetry moves trajectories; inputs and targets of pairs may change in other ways")
+            self.symmetry.check(data.description.grid)
         if self.compile_net:
             self.surrogate.net.compile()
         if stage == "fit":
@@ -110,7 +133,7 @@ class PDETask(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch ``(history, target)``."""
-        history, target = batch
+        history, target = self._moved(batch, batch_idx)
         loss = self._loss(history, target) if self._loss else RolloutLoss(self.surrogate)(history, target)
         self.log(
             "train/loss",
@@ -122,6 +145,18 @@ class PDETask(L.LightningModule):
             batch_size=len(history),
         )
         return loss
+
+    def _moved(self, batch: Batch, batch_idx: int) -> Batch:
+        """The batch with each trajectory moved by a symmetry, drawn anew in each epoch."""
+        history, target = batch
+        if self.symmetry is None:
+            return batch
+        # a seed for each batch: a training that is resumed draws what one without a break draws
+        place = (self.current_epoch << 24) + batch_idx
+        seed = (torch.initial_seed() * 0x9E3779B1 + place * 0x10001 + self.global_rank) % 2**63
+        drawn = self.symmetry.draw(len(history), history.shape[3:], torch.Generator().manual_seed(seed))
+        moved = self.symmetry.apply(torch.cat([history, target], 1), *drawn)
+        return moved[:, : history.shape[1]], moved[:, history.shape[1] :]
 
     def on_train_epoch_end(self) -> None:
         """Stops a training that has diverged, which would otherwise run on for hours."""

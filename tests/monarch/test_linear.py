@@ -139,3 +139,15 @@ def test_bad_input_is_named():
         MonarchLinear(8, 8, dtype=torch.complex64)
     with pytest.raises(ValueError, match=r"\(2, 9\) must have in_features = 8 entries"):
         MonarchLinear(8, 8)(torch.zeros(2, 9))
+
+
+def test_the_weight_is_the_matrix_and_hands_gradients_on():
+    layer = MonarchLinear(10, 7, bias=False, blocks=(4, 2), dtype=torch.float64)
+    x = torch.randn(5, 10, dtype=torch.float64)
+    torch.testing.assert_close(torch.nn.functional.linear(x, layer.weight), layer(x))
+    own = torch.autograd.grad(layer(x).square().sum(), [layer.w1, layer.w2])
+    through_weight = torch.autograd.grad(
+        torch.nn.functional.linear(x, layer.weight).square().sum(), [layer.w1, layer.w2]
+    )
+    torch.testing.assert_close(own, through_weight)
+    assert "weight" not in layer.state_dict()

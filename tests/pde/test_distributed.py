@@ -28,6 +28,9 @@ if __name__ == "__main__":
     if trainer.is_global_zero:
         metrics = {k: v.item() for k, v in trainer.callback_metrics.items()}
         Path(out, "result.json").write_text(json.dumps(metrics))
+    if devices > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()  # else gloo's threads may end the process with an error
 """
 
 

@@ -8,6 +8,7 @@ import torch
 from sciml_monarch import InputError, load
 from sciml_monarch.pde import FNO, MonarchFNO, UNet, gaussian_random_field
 from sciml_monarch.pde.data import Loader, PairData, TrajectoryData
+from sciml_monarch.pde.symmetry import SymmetryGroup, fno_forced_navier_stokes, identity
 from sciml_monarch.pde.synthetic import write_neuralop_darcy
 from sciml_monarch.pde.task import Optimization, PDETask, RolloutLoss
 from sciml_monarch.training import BEST, LAST, fit
@@ -70,11 +71,11 @@ def test_training_lowers_the_error_and_the_checkpoint_rebuilds_the_network(make,
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "step"])
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_resumed_run_equals_an_uninterrupted_one(schedule, ema_decay, vorticity_folder, tmp_path):
+@pytest.mark.parametrize(("ema_decay", "symmetry"), [(None, None), (0.9, None), (None, fno_forced_navier_stokes())])
+def test_resumed_run_equals_an_uninterrupted_one(schedule, ema_decay, symmetry, vorticity_folder, tmp_path):
     def task():
         optimization = Optimization(learning_rate=1e-2, schedule=schedule, step_epochs=1)
-        return PDETask(monarch(), optimization, ema_decay=ema_decay)
+        return PDETask(monarch(), optimization, ema_decay=ema_decay, symmetry=symmetry)
 
     class Stop(Exception):
         pass
@@ -97,6 +98,44 @@ def test_resumed_run_equals_an_uninterrupted_one(schedule, ema_decay, vorticity_
     first = torch.load(whole / LAST, weights_only=True)
     second = torch.load(parts / LAST, weights_only=True)
     assert first["global_step"] == second["global_step"] == 12
+
+
+def test_trajectories_are_moved_in_training_only_and_anew_in_each_epoch(vorticity_folder, tmp_path, monkeypatch):
+    seen = {"train": [], "val": []}
+    group = fno_forced_navier_stokes()
+
+    class Watch(L.Callback):
+        def on_validation_batch_start(self, trainer, module, batch, *rest):
+            seen["val"].append(torch.cat(batch, 1))
+
+    task = PDETask(monarch(), symmetry=group)
+    moved = task._moved
+    monkeypatch.setattr(task, "_moved", lambda *a: seen["train"].append((torch.cat(a[0], 1), moved(*a))) or moved(*a))
+    source = data(vorticity_folder)
+    fit(task, source, tmp_path, trainer_options=CPU | {"max_epochs": 2, "callbacks": [Watch()]})
+    assert len(seen["train"]) == 6
+    places = []
+    for before, after in seen["train"]:
+        after = torch.cat(after, 1)
+        assert not torch.equal(before, after)
+        # the same values elsewhere, the same for all frames: some element of the group takes the one to the other
+        for one, other in zip(before, after, strict=True):
+            found = [
+                (i, j)
+                for i in range(4)
+                for j in range(16)
+                if torch.equal(group.apply(one[None], torch.tensor([i]), torch.tensor([[j]]))[0], other)
+            ]
+            assert len(found) >= 1
+            places.append(found[0])
+    assert len(set(places)) > 6  # of twelve draws from 64
+    assert torch.equal(seen["val"][0], seen["val"][-1])
+
+
+def test_a_symmetry_of_another_grid_is_refused(vorticity_folder, tmp_path):
+    task = PDETask(monarch(), symmetry=SymmetryGroup((identity(3),)))
+    with pytest.raises(InputError, match="3 axes"):
+        fit(task, data(vorticity_folder), tmp_path, trainer_options=CPU | {"max_epochs": 1})
 
 
 def test_averaged_weights_are_those_of_the_checkpoint(vorticity_folder, tmp_path):
@@ -277,6 +316,9 @@ def test_pairs_are_trained_on_and_tested_at_two_resolutions(tmp_path):
     source = PairData(
         tmp_path / "darcy_16.pt", [tmp_path / "darcy_16.pt", tmp_path / "darcy_32.pt"], 20, 4, n_test=4, batch_size=5
     )
+    moved = PDETask(MonarchFNO(1, 1, 4, (8, 8), (16, 16)), symmetry=SymmetryGroup((identity(2),)))
+    with pytest.raises(InputError, match="pairs"):  # whose inputs may transform in another way than the targets
+        fit(moved, source, tmp_path / "moved", trainer_options=CPU | {"max_epochs": 1})
     task = PDETask(
         MonarchFNO(1, 1, 8, (8, 8), (16, 16), n_layers=2, projection_channels=16), Optimization(learning_rate=1e-2)
     )

@@ -1,0 +1,333 @@
+"""The protocol of the sparse-training tables: what is trained when, for how long, and what the tables say of it."""
+
+import importlib.util
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sciml_monarch import InputError, load
+from sciml_monarch.monarch import MonarchLinear
+from sciml_monarch.pde import n_parameters
+
+TINY = [
+    "data.init_args={n_train: 6, n_val: 2, n_test: 2, n_history: 3, n_steps: 2, batch_size: 2}",
+    "model.init_args.net.init_args={in_channels: 3, width: 32, n_layers: 1, n_heads: 2}",
+    "trainer.precision=32",
+]
+
+
+def script(name):
+    scripts = Path(__file__).parents[1] / "scripts"
+    spec = importlib.util.spec_from_file_location(name, scripts / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(scripts))  # the program's other half lies beside it
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(scripts))
+    return module
+
+
+@pytest.fixture(scope="module")
+def program():
+    return script("reproduce_sparse_training")
+
+
+@pytest.fixture(scope="module")
+def job(program):
+    return sys.modules["reproduce_sparse_job"]
+
+
+@pytest.fixture(scope="module")
+def text():
+    return script("train_text")
+
+
+def finished_row(program, name, epochs, seconds, budget="epochs", start=None, steps=(0.1,), seed=0):
+    phases = [{"n_parameters": 10 * (i + 1), "epochs": 1, "step_seconds": s} for i, s in enumerate(steps)]
+    return {
+        "row": name,
+        "epochs": epochs,
+        "train_seconds": seconds,
+        "budget": budget,
+        "start": start,
+        "seed": seed,
+        "phases": phases,
+        "relative_l2": 0.125,
+        "validation_relative_l2": 0.25,
+        "device": "a GPU",
+        "precision": "32",
+        "torch": "2",
+        "commit": None,
+    }
+
+
+def test_every_row_builds_with_its_callbacks(program, job):
+    assert program.row_names()[0] == "dense"
+    parameters = {}
+    for name in program.row_names():
+        config = program.read_config(program.CONFIGS / f"{name}.yaml")
+        with torch.device("meta"):  # sizes only
+            task, data, callbacks = job.build(config)
+        assert [type(c).__name__ for c in callbacks] == [
+            c["class_path"] for c in config["trainer"].get("callbacks", [])
+        ]
+        assert data.n_train + data.n_val + data.n_test == 1200
+        assert data.n_val > 0
+        assert data.batch_size == 20
+        assert (task.optimization.learning_rate, config["trainer"]["precision"]) == (3e-4, "bf16-mixed")
+        parameters[name] = n_parameters(task)
+    assert parameters["dense"] == parameters["dense_to_sparse"] == 75_908_170
+    assert parameters["monarch_4_blocks"] == parameters["sparse_to_dense_90"] == 28_493_898
+
+
+def test_settings_are_read_as_yaml(program, job):
+    config = program.read_config(program.CONFIGS / "dense.yaml", ["data.init_args.n_val=2", "trainer.precision=32"])
+    assert config["data"]["init_args"]["n_val"] == 2
+    assert config["data"]["init_args"]["n_test"] == 200
+    assert config["trainer"]["precision"] == 32
+    with pytest.raises(InputError, match="give a name and a value"):
+        program.read_config(program.CONFIGS / "dense.yaml", ["x"])
+    with pytest.raises(InputError, match="n_vall"):
+        job.build(program.read_config(program.CONFIGS / "dense.yaml", ["data.init_args.n_vall=2"]))
+
+
+def test_what_is_trained_next(program):
+    names = ["dense", "dense_to_sparse", "dense_to_sparse_5", "dense_to_sparse_random", "monarch_4_blocks"]
+    both = ["epochs", "time"]
+
+    def todo(rows, budgets=both, epochs=40, seed=0):
+        return [(j.row, j.epochs, j.budget, j.start) for j in program.plan(names, budgets, epochs, seed, rows)]
+
+    first = [("dense", 40, "epochs", None), ("dense_to_sparse_random", 4, "epochs", None)]
+    assert todo([]) == [*first, ("monarch_4_blocks", 40, "epochs", None)]
+    dense = finished_row(program, "dense", 40, 100.0)
+    start = program.folder_name("dense", 40, 0)
+    short = [("dense_to_sparse", 4, "epochs", start), ("dense_to_sparse_5", 2, "epochs", start)]
+    monarch = finished_row(program, "monarch_4_blocks", 40, 80.0)
+    assert todo([dense]) == [*short, first[1], ("monarch_4_blocks", 40, "epochs", None)]
+    assert todo([dense, monarch])[-1] == ("monarch_4_blocks", 50, "time", None)
+    assert todo([dense, monarch], ["epochs"]) == [*short, first[1]]
+    again = finished_row(program, "monarch_4_blocks", 50, 101.0, "time")
+    assert todo([dense, monarch, again]) == [*short, first[1]]
+    assert todo([dense, monarch, again], seed=1) == todo([])
+    # without --epochs those of the YAMLs
+    assert [j.epochs for j in program.plan(names, both, None, 0, [])] == [100, 10, 100]
+
+
+def test_tables_say_what_is_missing_and_keep_trainings_of_one_length_together(program):
+    start = program.folder_name("dense", 40, 0)
+    rows = [
+        finished_row(program, "dense", 40, 100.0, steps=(0.2,)),
+        finished_row(program, "dense", 4, 10.0, steps=(0.3,)),
+        finished_row(program, "monarch_4_blocks", 40, 80.0),
+        finished_row(program, "monarch_4_blocks", 50, 101.0, "time"),
+        finished_row(program, "monarch_2_blocks", 40, 100.4),  # as fast as the dense one: both at once
+        finished_row(program, "sparse_to_dense_70", 40, 90.0, steps=(0.1, 0.2)),
+        finished_row(program, "dense_to_sparse", 4, 8.0, start=start),
+        finished_row(program, "dense_to_sparse_5", 2, 4.0, start=program.folder_name("dense", 4, 0)),
+    ]
+    epochs, times, short = (part.splitlines() for part in program.table(rows).split("### ")[1:])
+    assert "| monarch_4_blocks | 10 | 100.0 | 2.00 | 40 | 80 | 0.2500 | 0.1250 |" in epochs
+    assert "| sparse_to_dense_70 | 10 -> 20 | 100.0 -> 200.0 | 2.00 -> 1.00 | 40 | 90 | 0.2500 | 0.1250 |" in epochs
+    assert "| sparse_to_dense_90 | not measured yet | | | | | | |" in epochs
+    assert "| monarch_4_blocks | 10 | 100.0 | 2.00 | 50 | 101 | 0.2500 | 0.1250 |" in times
+    assert any(line.startswith("| monarch_2_blocks | 10 ") for line in times)
+    assert "| sparse_to_dense_70 | not measured yet | | | | | | |" in times
+    assert any(line.startswith("| dense_to_sparse | 10 ") for line in short)
+    assert "| dense_to_sparse_5 | not measured yet | | | | | | |" in short  # only from another dense network
+    assert all(line.startswith("| dense | 10 | 200.0") for part in (epochs, times, short) for line in part[4:5])
+    assert "not measured yet" in program.table([])
+
+
+def test_phases_leave_out_epochs_that_capture(job):
+    recorder = job.Recorder()
+    epochs = [(9.0, 10, 0.0), (1.0, 10, 1.0), (3.0, 10, 1.0), (2.0, 10, 1.0), (8.0, 20, 0.0), (4.0, 20, 1.0)]
+    recorder.epochs = [list(e) for e in epochs]
+    assert recorder.phases(2) == [
+        {"n_parameters": 10, "epochs": 4, "step_seconds": 1.0},
+        {"n_parameters": 20, "epochs": 2, "step_seconds": 2.0},
+    ]
+    again = job.Recorder()
+    again.load_state_dict(recorder.state_dict())
+    assert again.phases(2) == recorder.phases(2)
+
+
+@pytest.mark.slow
+def test_all_three_ways_are_trained_and_go_on_where_they_stopped(program, vorticity_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(program.mp, "get_context", lambda kind: _Inline())
+    arguments = Namespace(
+        out=tmp_path / "runs",
+        rows=["dense"],
+        budgets=["epochs"],
+        epochs=4,
+        devices=None,
+        time_limit=60.0,
+        seed=0,
+        set=[*TINY, f"data.init_args.path={vorticity_folder}"],
+        poll=0.0,
+    )
+    program.train(arguments)
+    checkpoint = arguments.out / program.folder_name("dense", 4, 0) / "checkpoints/last.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["surrogate.net.skip.weight"].fill_(7)  # no other network has it so
+    torch.save(content, checkpoint)
+    arguments.rows = ["dense", "sparse_to_dense_70", "dense_to_sparse"]
+    program.train(arguments)
+    rows = {r["row"]: r for r in map(json.loads, (arguments.out / "rows.jsonl").read_text().splitlines())}
+    assert set(rows) == set(arguments.rows)
+    assert all(r["validation_relative_l2"] > 0 for r in rows.values())
+    assert all(0 < rows[name]["relative_l2"] < 2 for name in ("dense", "sparse_to_dense_70"))
+    assert {k: r["epochs"] for k, r in rows.items()} == {"dense": 4, "sparse_to_dense_70": 4, "dense_to_sparse": 1}
+    sizes = {k: [p["n_parameters"] for p in r["phases"]] for k, r in rows.items()}
+    assert sizes["sparse_to_dense_70"][-1] == sizes["dense"][0] > sizes["sparse_to_dense_70"][0]
+    assert len(sizes["dense_to_sparse"]) == 1
+    assert sizes["dense_to_sparse"][0] == sizes["sparse_to_dense_70"][0]
+    assert len(rows["dense"]["history"]) == 4
+    runs = {name: arguments.out / program.folder_name(name, rows[name]["epochs"], 0) for name in arguments.rows}
+    sparse = load(runs["dense_to_sparse"] / "checkpoints/last.ckpt").net
+    assert isinstance(sparse.layers[0].query, MonarchLinear)
+    torch.testing.assert_close(sparse.skip.weight, torch.full((1, 3, 1), 7.0), rtol=0, atol=2e-3)  # 3 steps of 3e-4
+    # a run that lacks its row is taken up again, and not trained anew
+    (runs["dense"] / program.ROW).unlink()
+    before = rows["dense"]
+    program.train(arguments)
+    after = json.loads((runs["dense"] / program.ROW).read_text())
+    assert after["history"] == before["history"]
+    assert after["train_seconds"] == before["train_seconds"]
+    assert after["relative_l2"] > 2 * before["relative_l2"]  # tested anew, with the weights of the checkpoint
+
+
+def test_unknown_rows_are_named(program, tmp_path):
+    with pytest.raises(InputError, match=r"there are no rows \['denes'\]; rows are dense"):
+        program.train(Namespace(out=tmp_path, rows=["denes"]))
+
+
+def test_benchmark_times_both_forms_and_says_what_is_missing(tmp_path, capsys):
+    benchmark = script("benchmark_sparse")
+    out = tmp_path / "rows.json"
+    benchmark.benchmark_sparse(out, device="cpu", quick=True, seconds_per_row=0.02)
+    content = json.loads(out.read_text())
+    assert content["provenance"]["torch"] == torch.__version__
+    networks = [row for row in content["rows"] if "network" in row]
+    layers = [row for row in content["rows"] if "layer" in row]
+    measured, missing = networks[:2], networks[2:]
+    for row in measured:
+        assert row["n_parameters"]["dense"] > 2 * row["n_parameters"]["monarch"]
+        assert row["speed_up"] == pytest.approx(row["step_seconds"]["dense"] / row["step_seconds"]["monarch"])
+        assert row["output_error"] < 3e-2
+    assert [row["batch"] for row in measured] == [2, 1]
+    assert [row["skipped"] for row in missing] == ["a_package_that_is_missing is not installed"]
+    assert all(0 < row["error"] < 3e-2 for row in layers)
+    assert "| not there | 1 | eager | a_package_that_is_missing is not installed | | | |" in capsys.readouterr().out
+    benchmark.benchmark_sparse(out, device="cpu", quick=True, time_limit=-1)
+    assert {row["skipped"] for row in json.loads(out.read_text())["rows"]} == {"time is up"}
+    with pytest.raises(InputError, match=r"no networks \['GPT-3'\]"):
+        benchmark.benchmark_sparse(out, device="cpu", networks=["GPT-3"])
+
+
+def test_benchmarks_networks_have_the_parameters_of_the_paper():
+    """Layers of the sizes of timm's ViT-B and transformers' BERT-large; the rest of their parameters is counted."""
+    benchmark = script("benchmark_sparse")
+
+    def layers(width, n_layers, *others):
+        maps = [(width, width)] * 3 + [(width, width), (width, 4 * width), (4 * width, width)]
+        with torch.device("meta"):
+            net = torch.nn.ModuleList(torch.nn.Linear(*size) for size in [*maps * n_layers, *others])
+            monarch = torch.nn.ModuleList(MonarchLinear(*size) for size in [*maps * n_layers, *others])
+        return n_parameters(net), n_parameters(monarch)
+
+    # patches, positions, class token, normalisations
+    rest = 768 * (3 * 16 * 16 + 1) + 768 * 197 + 768 + 25 * 2 * 768
+    dense, monarch = layers(768, 12, (768, 1000))
+    assert dense + rest == 86_567_656
+    assert (monarch + rest) / 1e6 == pytest.approx(benchmark.NETWORKS["ViT-B/16"].parameters, rel=0.02)
+    rest = 1024 * (30522 + 512 + 2) + 30522 + (1 + 2 * 24 + 1) * 2 * 1024
+    dense, monarch = layers(1024, 24, (1024, 1024))
+    assert dense + rest == 335_174_458
+    assert (monarch + rest) / 1e6 == pytest.approx(benchmark.NETWORKS["BERT-large"].parameters, rel=0.02)
+
+
+def test_splitting_a_fused_map_keeps_its_shape():
+    benchmark = script("benchmark_sparse_networks")
+    net = torch.nn.Module()
+    net.qkv = torch.nn.Linear(8, 24)
+    benchmark.split_attention(net)
+    assert len(net.qkv.maps) == 3
+    assert net.qkv(torch.randn(2, 5, 8)).shape == (2, 5, 24)
+
+
+def test_parts_of_a_text_do_not_overlap(text):
+    train, validation, test = text.split(torch.arange(1000))
+    assert [len(part) for part in (train, validation, test)] == [900, 50, 50]
+    assert sorted(torch.cat([train, validation, test]).tolist()) == list(range(1000))
+    assert validation[:10].tolist() == list(range(90, 100))
+    assert test[-10:].tolist() == list(range(990, 1000))
+
+
+def test_gpt_does_not_look_ahead_and_has_gpt2s_parameters(text):
+    size = text.Size(16, 2, 2, 12, 4, 1, 1e-3, 0.0, 4)
+    net = text.GPT(size)
+    x = torch.randint(0, 256, (1, 12))
+    changed = x.clone()
+    changed[0, 7] = (x[0, 7] + 1) % 256
+    y, z = net(x), net(changed)
+    torch.testing.assert_close(y[:, :7], z[:, :7])
+    assert (y[:, 7:] - z[:, 7:]).abs().amax(-1).gt(1e-6).all()
+    with torch.device("meta"):
+        large = text.GPT(size._replace(width=768, n_layers=12, n_heads=12, length=1024))
+    assert n_parameters(large) == 124_439_808 - (50_257 - 256) * 768  # GPT-2 small but for its vocabulary
+
+
+def test_text_is_learned_in_every_way(text, tmp_path, capsys):
+    file, out = tmp_path / "text.txt", tmp_path / "rows.jsonl"
+    file.write_text("the cat sat on the mat and the dog ran after the cat. " * 200)
+    sizes = {"width": 32, "n_layers": 1, "n_heads": 2, "length": 32, "batch": 4, "epochs": 4, "rate": 1e-2}
+    options = [f"--{name}={value}" for name, value in (sizes | {"device": "cpu"}).items()]
+    command = ["--text", str(file), "--out", str(out), *options]
+    assert text.main([*command, "--ways", "dense", "sparse_to_dense_70"]) == 0
+    rows = text.read_rows(out)
+    assert [row["way"] for row in rows] == ["dense", "sparse_to_dense_70"]
+    assert all(row["bits_per_byte"] < 3 for row in rows)  # 4.0 without any context
+    assert rows[1]["n_parameters"] < rows[1]["n_parameters_at_the_end"] == rows[0]["n_parameters"]
+    assert rows[1]["history"][-1][2] < rows[1]["history"][0][2]
+    with out.open("a") as stream:
+        stream.write('{"way": "mon')  # the machine went down
+    assert text.main([*command, "--ways", "dense", "monarch"]) == 0
+    capsys.readouterr()
+    assert text.main(["--table", str(out)]) == 0
+    lines = capsys.readouterr().out
+    assert "| sparse_to_dense_90 | not measured yet |" in lines
+    assert text.main([*options, "--text", str(file)]) == 2
+    file.write_text("short")
+    assert text.main([*command, "--ways", "sparse_to_dense_90"]) == 2
+    assert "is too short" in capsys.readouterr().err
+
+
+class _Inline:
+    """Stands for multiprocessing's context: processes run when they are started."""
+
+    def Process(self, target, args):
+        class Process:
+            exitcode = 0
+
+            def start(self):
+                with pytest.raises(SystemExit) as stopped:
+                    target(*args)
+                self.exitcode = stopped.value.code
+
+            def is_alive(self):
+                return False
+
+            def join(self, timeout=None):
+                pass
+
+            def terminate(self):
+                pass
+
+        return Process()
