@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch import init
 from sciml_monarch.monarch.functional import Factors, select_columns, select_rows
-from sciml_monarch.monarch.parts import Parts, apply, apply_adjoint, dense, inverse_permutation, scatter
+from sciml_monarch.monarch.kernels.transform import transform as kernel
+from sciml_monarch.monarch.parts import Parts, dense, inverse_permutation, scatter
 
 Kind = Literal["dft", "dct", "dst", "hadamard", "block_dct", "haar"]
 
@@ -120,9 +121,7 @@ class MonarchTransform(nn.Module):
         Raises:
             InputError: If the axis does not have ``n`` entries (not checked while compiling).
         """
-        x, parts = self._prepared(x, dim)
-        with _without_autocast(x):
-            return apply(parts, x).movedim(-1, dim)
+        return self._apply_along(x, dim, adjoint=False)
 
     def adjoint(self, y: Tensor, dim: int = -1) -> Tensor:
         """Applies the conjugate transpose of the transform as it is now, learned or not.
@@ -139,9 +138,7 @@ class MonarchTransform(nn.Module):
         Raises:
             InputError: If the axis does not have ``n`` entries (not checked while compiling).
         """
-        y, parts = self._prepared(y, dim)
-        with _without_autocast(y):
-            return apply_adjoint(parts, y).movedim(-1, dim)
+        return self._apply_along(y, dim, adjoint=True)
 
     def to_dense(self) -> Tensor:
         """Multiplies the transform out.
@@ -214,16 +211,20 @@ class MonarchTransform(nn.Module):
             f"learnable={self.w1.requires_grad}, w1={tuple(self.w1.shape)}, w2={tuple(self.w2.shape)}"
         )
 
-    def _prepared(self, x: Tensor, dim: int) -> tuple[Tensor, Parts]:
-        """Checks an input, brings its axis to the end, and brings it and the factors to one precision."""
+    def _apply_along(self, x: Tensor, dim: int, adjoint: bool) -> Tensor:
+        """Checks an input, brings it and the factors to one precision, and applies them or their adjoint."""
         if not torch.compiler.is_compiling() and (not -x.ndim <= dim < x.ndim or x.shape[dim] != self.n):
             raise InputError(
                 f"axis {dim} of an input of shape {tuple(x.shape)} must have n = {self.n} entries; "
                 "one transform serves one n"
             )
-        x = x.to(torch.promote_types(self._precision(), x.dtype)).movedim(dim, -1)
-        double = x.dtype in (torch.float64, torch.complex128)
-        return x, self._parts(torch.float64 if double else torch.float32)
+        x = x.to(torch.promote_types(self._precision(), x.dtype))
+        precision = torch.float64 if x.dtype in (torch.float64, torch.complex128) else torch.float32
+        with _without_autocast(x):
+            return kernel(
+                x, self.w1.to(precision), self.w2.to(precision), self.permutation_in, self.permutation_out,
+                self.takes_real, adjoint, dim,
+            )  # fmt: skip
 
     def _precision(self) -> torch.dtype:
         """The real dtype to compute in: no half precision has complex arithmetic."""

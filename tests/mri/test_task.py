@@ -368,6 +368,9 @@ if __name__ == "__main__":
     trainer = fit(task, data, out, trainer_options=options)
     if trainer.is_global_zero:
         Path(out, "result.json").write_text(json.dumps({k: v.item() for k, v in trainer.callback_metrics.items()}))
+    if devices > 1:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()  # else gloo's threads may end the process with an error
 """
 
 
