@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_cases import OURS, Method, methods, works
+from benchmark_cases import Method, methods, works
 from benchmark_jobs import Build, Work
 from benchmark_picture import draw
 from benchmark_timing import Limits, Rates, captured, measure, memory_in_use, peak_memory, rates, settings
 from benchmark_tune import tune as tune_kernels
 from torch import Tensor
 
-from sciml_monarch.devices import choose_device, device_name
+from sciml_monarch.devices import choose_device
 from sciml_monarch.errors import InputError
 from sciml_monarch.files import replacing
+from sciml_monarch.provenance import provenance
 
 QUICK = Limits(1, 0.0)
 
@@ -149,8 +150,7 @@ def benchmark(
     limits = QUICK if quick else Limits(repeats, seconds_per_row)
     warnings.simplefilter("ignore")  # of peers and compilers
     results: dict[str, Any] = {
-        "command": " ".join(["python", "scripts/benchmark.py", *sys.argv[1:]]),
-        "device": device_name(where),
+        **provenance(where),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "versions": _versions(),
@@ -226,10 +226,10 @@ def _described(work: Work, method: Method) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for name in (OURS, "torch", "triton", "neuraloperator", "numpy"):
+    for name in ("triton", "neuraloperator", "numpy"):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
-    return found | {"python": sys.version.split()[0]}
+    return found
 
 
 _HEADER = (

@@ -340,7 +340,7 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path):
 def test_a_gpu_that_is_not_there_is_named(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    with pytest.raises(InputError, match="device .cuda. cannot be used here"):
+    with pytest.raises(InputError, match=r"device .cuda. cannot be used here"):
         simulate(tmp_path / "out", **{**SMALL, "device": "cuda"})
 
 
