@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from sciml_monarch.errors import InputError
+from sciml_monarch.monarch.kernels.spectral_layout import Activation
 from sciml_monarch.pde.base import Operator, Prepared
-from sciml_monarch.pde.spectral_conv import MonarchSpectralConv
+from sciml_monarch.pde.mixing import ChannelMLP, Mixing, mixing_options, pointwise
+from sciml_monarch.pde.pointwise import pointwise_linear, pointwise_mlp
+from sciml_monarch.pde.spectral_conv import MonarchSpectralConv, spectral_conv
 
 
 class FNO(Operator):
@@ -118,6 +121,8 @@ class MonarchFNO(Operator):
         n_layers: Fourier layers.
         projection_channels: Hidden channels of the projection to the output.
         learn_transforms: Whether the transforms learn, or stay the DFT.
+        mixing: Monarch matrices for the layers that mix channels, and a channel MLP behind each layer; ``None``: the
+            FNO paper's dense layers, and no MLP.
 
     Raises:
         InputError: An axis keeps more modes than it has points.
@@ -133,29 +138,35 @@ class MonarchFNO(Operator):
         n_layers: int = 4,
         projection_channels: int = 128,
         learn_transforms: bool = True,
+        mixing: Mixing | None = None,  # a ninth argument, one for three: the eight before it are published
     ) -> None:
-        super().__init__(
-            dict(
-                in_channels=in_channels,
-                out_channels=out_channels,
-                width=width,
-                n_modes=list(n_modes),
-                grid=list(grid),
-                n_layers=n_layers,
-                projection_channels=projection_channels,
-                learn_transforms=learn_transforms,
-            )
+        config = dict(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            width=width,
+            n_modes=list(n_modes),
+            grid=list(grid),
+            n_layers=n_layers,
+            projection_channels=projection_channels,
+            learn_transforms=learn_transforms,
         )
+        # left out by default: checkpoints of before there was this option are of the same network
+        super().__init__(config if mixing is None else config | {"mixing": dict(mixing)})
         d = len(grid)
-        self.lifting = nn.Conv1d(in_channels + d, width, 1)
+        blocks, rank, mlp_channels = mixing_options(mixing)
+        self.lifting = pointwise(in_channels + d, width, blocks=blocks, rank=rank)
         self.convs: Sequence[MonarchSpectralConv] = nn.ModuleList(  # type: ignore[assignment]
             MonarchSpectralConv(width, width, n_modes, grid, learn_transforms) for _ in range(n_layers)
         )
-        self.skips = nn.ModuleList(nn.Conv1d(width, width, 1, bias=False) for _ in range(n_layers))
+        self.skips = nn.ModuleList(pointwise(width, width, False, blocks, rank) for _ in range(n_layers))
+        # one a layer, or none
+        self.mlps = nn.ModuleList(
+            ChannelMLP(width, mlp_channels, blocks, rank) for _ in range(n_layers if mlp_channels else 0)
+        )
         self.projection = nn.Sequential(
-            nn.Conv1d(width, projection_channels, 1),
+            pointwise(width, projection_channels, blocks=blocks, rank=rank),
             nn.GELU(),
-            nn.Conv1d(projection_channels, out_channels, 1),
+            pointwise(projection_channels, out_channels, blocks=blocks, rank=rank),
         )
 
     @classmethod
@@ -191,11 +202,23 @@ class MonarchFNO(Operator):
         per_layer = len(prepared) // len(self.convs)
         x = torch.cat([x, _coordinates(grid, x).expand(x.shape[0], -1, *grid)], 1)
         x = self.lifting(x.flatten(2)).unflatten(2, grid)
+        source = None  # the fields whose GELU x is: kept for the backward pass in place of x
         for i, (conv, skip) in enumerate(zip(self.convs, self.skips, strict=True)):
-            spectral = conv(x, prepared[i * per_layer : (i + 1) * per_layer])
-            x = spectral + skip(x.flatten(2)).unflatten(2, grid)
-            if i < len(self.convs) - 1:
-                x = gelu(x)
+            if isinstance(skip, nn.Conv1d):
+                shortcut = pointwise_linear(x, skip.weight[..., 0], source)
+            else:
+                shortcut = skip(x.flatten(2)).unflatten(2, grid)
+            bias = None if conv.bias is None else conv.bias.flatten()
+            matrices = prepared[i * per_layer : (i + 1) * per_layer]
+            activation: Activation = "gelu" if i < len(self.convs) - 1 else "identity"
+            x, source = spectral_conv(x, matrices, shortcut, bias, activation, source)
+            if self.mlps:
+                x, source = self.mlps[i](x.flatten(2)).unflatten(2, grid), None
+        first, _, last = self.projection
+        if isinstance(first, nn.Conv1d) and isinstance(last, nn.Conv1d):
+            assert first.bias is not None  # as they are made above
+            assert last.bias is not None
+            return pointwise_mlp(x, first.weight[..., 0], first.bias, last.weight[..., 0], last.bias)
         return self.projection(x.flatten(2)).unflatten(2, grid)
 
     def transform_parameters(self) -> list[nn.Parameter]:

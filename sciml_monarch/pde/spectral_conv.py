@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch import MonarchTransform
+from sciml_monarch.monarch.kernels.spectral import spectral_analysis, spectral_synthesis
+from sciml_monarch.monarch.kernels.spectral_layout import Activation
 from sciml_monarch.pde.resample import resampling_matrix
 
 
@@ -39,19 +40,6 @@ def analysis_real(re: Tensor, im: Tensor) -> Tensor:
     return torch.cat([re, im])
 
 
-def analysis_complex(re: Tensor, im: Tensor) -> Tensor:
-    """Planes ``(m, n)`` of a thin analysis matrix as one ``(2 m, 2 n)``: rows (plane, mode), columns (point, plane)."""
-    return torch.stack([torch.stack([re, -im], -1), torch.stack([im, re], -1)]).flatten(0, 1).flatten(1)
-
-
-def synthesis_complex(re: Tensor, im: Tensor) -> Tensor:
-    """Planes ``(n, m)`` of a thin synthesis matrix as one ``(2 n, 2 m)``: rows (point, plane), columns (plane, mode).
-
-    The inverse arrangement of :func:`analysis_complex`.
-    """
-    return torch.stack([torch.cat([re, -im], 1), torch.cat([im, re], 1)], 1).flatten(0, 1)
-
-
 def synthesis_real(re: Tensor, im: Tensor, multiplicity: Tensor) -> Tensor:
     """Planes ``(n, K)`` of a thin synthesis matrix as the ``(n, 2 K)`` that gives the real part of the sum.
 
@@ -65,38 +53,39 @@ def synthesis_real(re: Tensor, im: Tensor, multiplicity: Tensor) -> Tensor:
 
 def mixing_real(weight: Tensor) -> Tensor:
     """Mode weights ``(i, o, *modes, 2)`` as real matrices ``(F, 2 i, 2 o)`` for a batched product over the modes."""
-    re, im = weight.flatten(2, -2).unbind(-1)  # (i, o, F) each
-    rows = torch.stack([torch.stack([re, im], -1), torch.stack([-im, re], -1)], 1)  # (i, 2, o, F, 2)
-    return rows.permute(3, 0, 1, 2, 4).flatten(3).flatten(1, 2)
+    i, o = weight.shape[:2]
+    # transposed once, as pairs, before anything else: several times faster than transposing what they are made into
+    w = weight.reshape(i * o, -1, 2).transpose(0, 1).reshape(-1, i, o, 2)
+    re, im = w.unbind(-1)
+    return torch.stack([w, torch.stack([-im, re], -1)], 2).flatten(3).flatten(1, 2)
 
 
-def spectral_conv(x: Tensor, analysis: Sequence[Tensor], mixing: Tensor, synthesis: Sequence[Tensor]) -> Tensor:
-    """Applies the three stages of a spectral convolution.
+def spectral_conv(
+    x: Tensor,
+    matrices: Sequence[Tensor],
+    skip: Tensor | None = None,
+    bias: Tensor | None = None,
+    activation: Activation = "identity",
+    source: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Applies the three stages of a spectral convolution and the end of a Fourier layer.
 
     Args:
         x: Real fields ``(b, i, *grid)``.
-        analysis: Per axis: :func:`analysis_complex` of the leading axes, :func:`analysis_real` of the last.
-        mixing: ``(F, 2 i, 2 o)`` of :func:`mixing_real`; ``F`` kept modes.
-        synthesis: Per axis: :func:`synthesis_complex` of the leading axes, :func:`synthesis_real` of the last.
+        matrices: Per axis those of the analysis, the mixing's ``(F, 2 i, 2 o)`` for ``F`` kept modes, per axis those
+            of the synthesis, on the grid that they lead to; see :meth:`MonarchSpectralConv.prepare`.
+        skip: Fields ``(b, o, *grid)`` to add.
+        bias: ``(o,)`` to add.
+        activation: "identity" or "gelu", applied last.
+        source: The fields whose GELU ``x`` is, if it is one; kept for the backward pass in place of ``x``.
 
     Returns:
-        ``(b, o, *grid)``, on the grid that ``synthesis`` leads to.
+        ``(b, o, *grid)`` and, with GELU, the fields before it.
     """
-    b, i = x.shape[:2]
-    o = mixing.shape[2] // 2
-    z = linear(x, analysis[-1])  # (b, i, *leading, 2 K)
-    done = analysis[-1].shape[0] // 2  # modes of the axes already transformed, flattened
-    for matrix in reversed(analysis[:-1]):
-        z = torch.einsum("mn,xnk->xmk", matrix, z.reshape(-1, matrix.shape[1], done))  # (.., 2 m, k)
-        done *= matrix.shape[0] // 2
-    z = z.reshape(b, i, 2, done).permute(3, 0, 1, 2).reshape(done, b, 2 * i)
-    z = torch.bmm(z, mixing)  # (F, b, 2 o)
-    z = z.reshape(done, b, o, 2).permute(1, 2, 3, 0)
-    for matrix in synthesis[:-1]:
-        done //= matrix.shape[1] // 2
-        z = torch.einsum("nm,xmk->xnk", matrix, z.reshape(-1, matrix.shape[1], done))  # (.., 2 n, k)
-    leading = [matrix.shape[0] // 2 for matrix in synthesis[:-1]]
-    return linear(z.reshape(b, o, *leading, synthesis[-1].shape[1]), synthesis[-1])
+    d = len(matrices) // 2
+    modes = spectral_analysis(x, matrices[:d], source)  # (F, b, 2 i)
+    modes = torch.bmm(modes, matrices[d].to(modes.dtype))  # (F, b, 2 o)
+    return spectral_synthesis(modes, matrices[d + 1 :], skip, bias, activation)
 
 
 def _planes(planes: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -168,7 +157,8 @@ class MonarchSpectralConv(nn.Module):
             grid: Points per axis; by default those it was built for.
 
         Returns:
-            ``d`` analysis matrices, the mixing matrices, ``d`` synthesis matrices; see :func:`spectral_conv`.
+            ``d`` analysis matrices: planes ``(2, m, n)`` of the leading axes, ``(2 K, n)`` of the last; the mixing
+            matrices ``(F, 2 i, 2 o)``; ``d`` synthesis matrices: ``(2, n, m)`` and ``(n, 2 K)``.
         """
         grid = self.grid if grid is None else tuple(grid)
         if len(grid) != len(self.grid):
@@ -183,29 +173,34 @@ class MonarchSpectralConv(nn.Module):
                 thin = thin[0] @ down, thin[1] @ down
                 columns = up @ columns[0], up @ columns[1]
             if axis < len(grid) - 1:
-                analysis.append(analysis_complex(*thin))
-                synthesis.append(synthesis_complex(*columns))
+                analysis.append(torch.stack(thin))
+                synthesis.append(torch.stack(columns))
             else:
                 analysis.append(analysis_real(*thin))
                 synthesis.append(synthesis_real(*columns, self.multiplicity))
         return (*analysis, mixing_real(self.weight), *synthesis)
 
-    def forward(self, x: Tensor, prepared: tuple[Tensor, ...] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        prepared: tuple[Tensor, ...] | None = None,
+        skip: Tensor | None = None,
+        activation: Activation = "identity",
+    ) -> Tensor:
         """Applies the layer.
 
         Args:
             x: Real fields ``(b, in_channels, *grid)``.
             prepared: Matrices of :meth:`prepare` for this grid; computed here if ``None``.
+            skip: Fields ``(b, out_channels, *grid)`` to add.
+            activation: "identity" or "gelu", applied last.
 
         Returns:
             ``(b, out_channels, *grid)``.
         """
         matrices = self.prepare(x.shape[2:]) if prepared is None else prepared
-        # the matrices are float32 even in a network that was converted to half precision
-        matrices = tuple(matrix.to(x.dtype) for matrix in matrices)
-        d = len(self.grid)
-        y = spectral_conv(x, matrices[:d], matrices[d], matrices[d + 1 :])
-        return y if self.bias is None else y + self.bias
+        bias = None if self.bias is None else self.bias.flatten()
+        return spectral_conv(x, matrices, skip, bias, activation)[0]
 
     def extra_repr(self) -> str:
         """Sizes for ``print``."""

@@ -139,6 +139,23 @@ def test_no_parameter_of_the_monarch_network_is_complex():
     assert not any(t.is_complex() for t in net.state_dict().values())
 
 
+def test_one_field_a_layer_is_kept_for_the_backward_pass():
+    """Fields of ``width`` channels: the first layer's input, one in front of each GELU, the last layer's output."""
+    width, n_layers, hidden = 5, 4, 7
+    net = MonarchFNO(2, 1, width, (4, 4), (16, 16), n_layers=n_layers, projection_channels=hidden)
+    kept = {}
+
+    def keep(t):
+        kept[t.untyped_storage().data_ptr()] = t.numel()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        net(torch.randn(3, 2, 16, 16, requires_grad=True))
+    sizes = list(kept.values())
+    assert sizes.count(3 * width * 256) == n_layers + 1
+    assert 3 * hidden * 256 not in sizes
+
+
 def test_network_compiles_whole():
     torch._dynamo.reset()
     net = MonarchFNO(2, 1, 4, (4, 4), (8, 8), n_layers=2)

@@ -1,8 +1,11 @@
+from importlib.util import find_spec
+
 import pytest
 import torch
 from neuralop.layers.spectral_convolution import SpectralConv
 
 from sciml_monarch import InputError
+from sciml_monarch.monarch.kernels.backend import use_backend
 from sciml_monarch.pde import MonarchSpectralConv
 from sciml_monarch.pde.resample import resampling_matrix
 from sciml_monarch.pde.spectral_conv import kept_frequencies
@@ -110,6 +113,30 @@ def test_half_precision_under_autocast(dtype, tolerance):
     with torch.autocast("cpu", dtype=dtype):
         y = layer(x)
     assert (y.float() - reference).norm() < tolerance * reference.norm()
+
+
+def test_skip_connection_and_activation_are_those_of_a_fourier_layer():
+    layer = MonarchSpectralConv(3, 3, (6, 6), (12, 12))
+    x, skip = torch.randn(2, 3, 12, 12), torch.randn(2, 3, 12, 12)
+    torch.testing.assert_close(layer(x, skip=skip, activation="gelu"), torch.nn.functional.gelu(layer(x) + skip))
+    torch.testing.assert_close(layer(x, skip=skip), layer(x) + skip)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not part of torch's CPU build")
+@pytest.mark.parametrize(("grid", "n_modes"), [((10, 12), (5, 6)), ((4, 6, 8), (3, 3, 4))], ids=str)
+def test_kernels_give_the_same_output_and_gradients(grid, n_modes):
+    layer = MonarchSpectralConv(2, 3, n_modes, grid)
+    x, skip = torch.randn(2, 2, *grid), torch.randn(2, 3, *grid)
+    results = []
+    for choice in ("torch", "triton"):
+        inputs = [t.clone().requires_grad_() for t in (x, skip)]
+        with use_backend(choice):
+            y = layer(inputs[0], skip=inputs[1], activation="gelu")
+            y.square().sum().backward()
+        results.append([y, *(t.grad for t in inputs), *(p.grad.clone() for p in layer.parameters())])
+        layer.zero_grad()
+    for ours, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
 def test_float32_agrees_with_float64():

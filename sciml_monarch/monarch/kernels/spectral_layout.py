@@ -1,0 +1,64 @@
+"""How thin matrices and modes of a spectral convolution are laid out, and conversions between layouts."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Activation = Literal["identity", "gelu"]
+
+
+def transposed(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Matrices of an analysis as those of the synthesis that is its transpose, and the reverse: ``A^H``.
+
+    Args:
+        matrices: Planes ``(2, m, n)`` of each leading axis, ``(2 K, n)`` of the last; or a synthesis'.
+
+    Returns:
+        ``(2, n, m)`` and ``(n, 2 K)``, contiguous.
+    """
+    *leading, last = matrices
+    return [*(torch.stack([re.mT, -im.mT]) for re, im in leading), last.mT.contiguous()]
+
+
+def expanded_rows(planes: Tensor) -> Tensor:
+    """Planes ``(2, m, n)`` as a real matrix ``(2 m, 2 n)``: rows (plane, mode), columns (point, plane).
+
+    Args:
+        planes: Real and imaginary part.
+
+    Returns:
+        The matrix that acts on (point, plane) of a complex vector and gives (plane, mode).
+    """
+    re, im = planes
+    return torch.stack([torch.stack([re, -im], -1), torch.stack([im, re], -1)]).flatten(0, 1).flatten(1)
+
+
+def expanded_columns(planes: Tensor) -> Tensor:
+    """Planes ``(2, n, m)`` as a real matrix ``(2 n, 2 m)``: rows (point, plane), columns (plane, mode).
+
+    Args:
+        planes: Real and imaginary part.
+
+    Returns:
+        The inverse arrangement of :func:`expanded_rows`.
+    """
+    re, im = planes
+    return torch.stack([torch.cat([re, -im], 1), torch.cat([im, re], 1)], 1).flatten(0, 1)
+
+
+def sizes(matrices: Sequence[Tensor], points_first: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Reads the grid and the numbers of kept modes off thin matrices.
+
+    Args:
+        matrices: Of an analysis, or of a synthesis.
+        points_first: Whether they are a synthesis'.
+
+    Returns:
+        Points per axis, kept modes per axis.
+    """
+    *leading, last = matrices
+    shapes = [planes.shape[1:] for planes in leading] + [last.shape]
+    points, kept = zip(*((s[0], s[1]) if points_first else (s[1], s[0]) for s in shapes), strict=True)
+    return tuple(points), (*kept[:-1], kept[-1] // 2)

@@ -1,0 +1,330 @@
+from importlib.util import find_spec
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu
+
+from sciml_monarch import InputError
+from sciml_monarch.monarch.kernels import spectral as operators
+from sciml_monarch.monarch.kernels import spectral_reference as reference
+from sciml_monarch.monarch.kernels.backend import use_backend
+from sciml_monarch.monarch.kernels.spectral import spectral_analysis, spectral_synthesis
+from sciml_monarch.monarch.kernels.spectral_configs import (
+    Config,
+    Problem,
+    candidates,
+    choose,
+    fits,
+    holds_modes,
+)
+from sciml_monarch.monarch.kernels.spectral_layout import transposed
+from tests.helpers import TOLERANCE, randn, relative_error
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not part of torch's CPU build")
+BACKENDS = ["torch", pytest.param("triton", marks=needs_triton)]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# grid, kept modes, batch, channels: odd points, one mode, half of them, one channel, one sample, more modes than a tile
+CASES = [
+    ((9,), (3,), 2, 3),
+    ((16,), (9,), 1, 1),
+    ((8, 12), (4, 3), 2, 3),
+    ((7, 9), (1, 1), 1, 2),
+    ((5, 6), (5, 4), 2, 1),
+    ((16, 16), (16, 9), 1, 2),
+    ((70, 36), (66, 17), 1, 1),
+    ((6, 5, 8), (3, 2, 5), 2, 2),
+]
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    """The interpreter does not round to TF32, a GPU does."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Whatever is allocated and not written is NaN."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def nan(t: Tensor) -> Tensor:
+        return t.fill_(float("nan")) if t.is_floating_point() else t
+
+    monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: nan(empty(*args, **kwargs)))
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: nan(empty_like(*args, **kwargs)))
+
+
+def tensors(grid, kept, batch, channels):
+    """Fields, analysis matrices, synthesis matrices, bias, a weight for the loss; float64."""
+    shapes = [(2, m, n) for m, n in zip(kept[:-1], grid[:-1], strict=True)] + [(2 * kept[-1], grid[-1])]
+    analysis = [randn(*shape, seed=i) / shape[-1] ** 0.5 for i, shape in enumerate(shapes)]
+    synthesis = transposed([randn(*shape, seed=9 + i) / shape[-2] ** 0.5 for i, shape in enumerate(shapes)])
+    fields = randn(2, batch, channels, *grid, seed=20).unbind()
+    return fields[0], analysis, synthesis, randn(channels, seed=21), fields[1]
+
+
+def layer(analyse, synthesise, x, analysis, synthesis, bias):
+    """A layer that uses everything: GELU in front, of which the analysis knows, skip connection, bias, GELU."""
+    h = gelu(x)
+    modes = analyse(h, analysis, x) if analyse is spectral_analysis else analyse(h, analysis)
+    out = synthesise(torch.tanh(modes), synthesis, h, bias, "gelu")
+    return out[0] if isinstance(out, tuple) else out
+
+
+def results(analyse, synthesise, inputs, weight, d):
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    y = layer(analyse, synthesise, inputs[0], inputs[1 : 1 + d], inputs[1 + d : 1 + 2 * d], inputs[-1])
+    return [y, *torch.autograd.grad(y, inputs, weight.to(y.dtype))]
+
+
+def both(case, dtype, backend, matrix_dtype=None):
+    """Output and all gradients: as computed, and those of the reference in float64."""
+    x, analysis, synthesis, bias, weight = tensors(*case)
+    inputs = [x, *analysis, *synthesis, bias]
+    kinds = [dtype] + [matrix_dtype or dtype] * (len(inputs) - 1)
+    inputs = [t.to(kind).to(DEVICE) for t, kind in zip(inputs, kinds, strict=True)]
+    d = len(analysis)
+    weight = weight.to(dtype).to(DEVICE)
+    with use_backend(backend):
+        actual = results(spectral_analysis, spectral_synthesis, inputs, weight, d)
+    exact = [t.double() for t in inputs]
+    return actual, results(reference.analysis, reference.synthesis, exact, weight.double(), d)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_the_reference_in_float64_with_all_gradients(case, backend, poisoned):
+    actual, expected = both(case, torch.float32, backend)
+    for a, b in zip(actual, expected, strict=True):
+        assert relative_error(a, b) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_plain_torch_is_exact_in_float64(case):
+    for a, b in zip(*both(case, torch.float64, "torch"), strict=True):
+        assert relative_error(a, b) < TOLERANCE[torch.float64]
+
+
+INTERPRETED_WRONGLY = pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter multiplies bfloat16 wrongly")
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        ("torch", torch.bfloat16),
+        ("torch", torch.float16),
+        pytest.param("triton", torch.bfloat16, marks=[needs_triton, INTERPRETED_WRONGLY]),
+        pytest.param("triton", torch.float16, marks=needs_triton),
+    ],
+    ids=str,
+)
+def test_half_precision_fields_with_float32_matrices(backend, dtype):
+    case = ((16, 12), (6, 4), 2, 3)
+    actual, expected = both(case, dtype, backend, torch.float32)
+    assert actual[0].dtype == dtype
+    assert all(g.dtype == torch.float32 for g in actual[2:])
+    plain, _ = both(case, dtype, "torch", torch.float32)
+    for a, p, b in zip(actual, plain, expected, strict=True):
+        assert relative_error(a, b) < max(2 * relative_error(p, b), TOLERANCE[dtype])
+
+
+@needs_triton
+@INTERPRETED_WRONGLY
+def test_medium_precision_rounds_operands_to_bfloat16():
+    torch.set_float32_matmul_precision("medium")
+    actual, expected = both(((16, 12), (6, 4), 2, 3), torch.float32, "triton")
+    error = relative_error(actual[0], expected[0])
+    assert 1e-4 < error < TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2),
+        lambda t: t.contiguous(memory_format=torch.channels_last),
+        lambda t: torch.cat([t, t], -1)[..., : t.shape[-1]],
+        lambda t: torch.cat([t.new_zeros(1), t.flatten()])[1:].view(t.shape),  # 4 bytes off an aligned address
+    ],
+    ids=["transposed", "channels last", "every second row", "unaligned"],
+)
+def test_any_memory_layout(backend, change):
+    x, analysis, synthesis, bias, _ = tensors((8, 12), (4, 3), 2, 3)
+    x, bias = x.float().to(DEVICE), bias.float().to(DEVICE)
+    analysis, synthesis = ([t.float().to(DEVICE) for t in ts] for ts in (analysis, synthesis))
+    with use_backend(backend):
+        modes = spectral_analysis(x, analysis)
+        y, before = spectral_synthesis(modes, synthesis, x, bias, "gelu")
+        torch.testing.assert_close(spectral_analysis(change(x), analysis), modes)
+        spread = torch.stack([modes, modes], -1).unbind(-1)[0]
+        views = [m.mT.contiguous().mT for m in synthesis]
+        y2, before2 = spectral_synthesis(spread, views, change(x), bias, "gelu")
+    torch.testing.assert_close(y2, y)
+    torch.testing.assert_close(before2, before)
+    torch.testing.assert_close(gelu(before), y)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("grid", [(9,), (8, 12), (4, 6, 8)], ids=str)
+def test_empty_batch(backend, grid):
+    x, analysis, synthesis, bias, _ = tensors(grid, (3,) * len(grid), 1, 2)
+    x, *rest = (t.float().to(DEVICE).requires_grad_() for t in (x[:0], *analysis, *synthesis, bias))
+    d = len(grid)
+    with use_backend(backend):
+        modes = spectral_analysis(x, rest[:d])
+        y, _ = spectral_synthesis(modes, rest[d:-1], None, rest[-1], "gelu")
+        gradients = torch.autograd.grad(y.sum(), [x, *rest])
+    assert modes.shape == (3 ** len(grid), 0, 4)
+    assert y.shape == x.shape
+    assert all(g.shape == t.shape and not g.any() for g, t in zip(gradients, [x, *rest], strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_operators_are_well_formed(backend):
+    x, analysis, synthesis, bias, _ = tensors((6, 8), (3, 2), 1, 2)
+    x, bias = (t.float().to(DEVICE).requires_grad_() for t in (x, bias))
+    analysis, synthesis = ([t.float().to(DEVICE).requires_grad_() for t in ts] for ts in (analysis, synthesis))
+    modes = reference.analysis(x, analysis).detach().requires_grad_()
+    with use_backend(backend):
+        torch.library.opcheck(operators._analysis, (x, analysis, False, None))
+        torch.library.opcheck(operators._analysis, (x, synthesis, True, None))
+        torch.library.opcheck(operators._synthesis, (modes, synthesis, False, x, bias, True))
+        torch.library.opcheck(operators._synthesis, (modes, analysis, True, None, None, False))
+        inputs = (x.detach(), modes.detach(), [m.detach() for m in analysis], False, True)
+        torch.library.opcheck(operators._matrix_gradients, inputs)
+
+
+def test_the_fields_in_front_of_an_activation_are_kept_in_place_of_those_behind():
+    x, analysis, _, _, _ = tensors((8, 8), (4, 3), 1, 2)
+    x.requires_grad_()
+    h = gelu(x)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        spectral_analysis(h, [m.requires_grad_() for m in analysis], x)
+    assert x.data_ptr() in kept
+    assert h.data_ptr() not in kept
+
+
+def test_a_gradient_of_the_gradient_is_right_or_refused():
+    x, analysis, _, _, _ = tensors((6, 8), (3, 2), 1, 2)
+    x.requires_grad_()
+
+    def function(x):
+        return spectral_analysis(x, analysis).square().sum()
+
+    assert torch.autograd.gradgradcheck(function, (x,))
+    (by_matrix,) = torch.autograd.grad(
+        spectral_analysis(x, [analysis[0].requires_grad_(), analysis[1]]).square().sum(), analysis[0], create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="autograd"):
+        by_matrix.sum().backward()
+
+
+def test_autocast_gives_half_precision():
+    x, analysis, synthesis, bias, _ = tensors((8, 8), (4, 3), 2, 2)
+    x, bias = x.float(), bias.float()
+    analysis, synthesis = ([t.float() for t in ts] for ts in (analysis, synthesis))
+    expected, _ = spectral_synthesis(spectral_analysis(x, analysis), synthesis, x, bias, "gelu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, before = spectral_synthesis(spectral_analysis(x, analysis), synthesis, x, bias, "gelu")
+    assert y.dtype == before.dtype == torch.bfloat16
+    assert relative_error(y, expected) < TOLERANCE[torch.bfloat16]
+
+
+def test_shapes_that_do_not_fit_are_named():
+    x, analysis, synthesis, _, _ = tensors((6, 8), (3, 2), 1, 2)
+    with pytest.raises(InputError, match=r"grid \(6, 8\) cannot take fields of shape \(1, 2, 6, 7\)"):
+        spectral_analysis(x[..., :7], analysis)
+    modes = spectral_analysis(x, analysis)
+    with pytest.raises(InputError, match="matrices for 6 modes"):
+        spectral_synthesis(modes[:5], synthesis)
+    with pytest.raises(InputError, match="skip connection of shape"):
+        spectral_synthesis(modes, synthesis, x[:, :1])
+    with use_backend("triton"), pytest.raises(InputError, match=r"cannot take a torch\.float64"):
+        spectral_analysis(x, analysis)
+
+
+# what candidates are drawn for: the shapes that are measured, and shapes whose rows are not aligned
+SHAPES = [(256, 256, 64, 33), (512, 512, 64, 33), (64, 64, 24, 13), (65, 63, 24, 13), (1024, 1024, 128, 65)]
+KERNELS = ["analysis", "synthesis", "leading_gradient", "last_gradient"]
+PRECISIONS = [(4, "tf32"), (4, "tf32x3"), (4, "bf16"), (2, "native")]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_is_chosen_fits_and_is_a_candidate(kernel):
+    for shape, (itemsize, precision) in product([*SHAPES, (7, 5, 1, 1), (256, 256, 256, 129)], PRECISIONS):
+        problem = Problem(kernel, *shape, itemsize, precision)
+        offered = list(candidates(problem))
+        if "gradient" in kernel and not offered:
+            assert not holds_modes(problem) or shape[2] > 64
+            continue
+        chosen = choose(problem)
+        assert fits(problem, chosen)
+        assert chosen in offered
+        assert len(offered) == len(set(offered))
+
+
+@needs_triton
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_candidate_computes_the_same(kernel, poisoned):
+    """On a shape with tails in all directions; warps and stages do not exist in the interpreter."""
+    from sciml_monarch.monarch.kernels import spectral_triton
+
+    problems = [Problem(kernel, *shape, *kind) for shape, kind in product(SHAPES, PRECISIONS)]
+    if DEVICE == "cpu":
+        problems = [p for p in problems if p.precision == "tf32"]
+    configs = {c for problem in problems for c in candidates(problem)}
+    if DEVICE == "cpu":
+        configs = {Config(c.images, c.rows, c.cols, 4, 2, c.descriptors) for c in configs}
+    assert len(configs) >= 5
+    x, analysis, synthesis, bias, _ = tensors((76, 36), (18, 11), 1, 3)
+    x, bias = x.float().to(DEVICE), bias.float().to(DEVICE)
+    analysis, synthesis = ([t.float().to(DEVICE) for t in ts] for ts in (analysis, synthesis))
+    modes = reference.analysis(x, analysis)
+    field = reference.synthesis(modes, synthesis, x, bias, "gelu")
+    matrices = [m.clone().requires_grad_() for m in analysis]
+    gradients = torch.autograd.grad((reference.analysis(gelu(x), matrices) * modes).sum(), matrices)
+    for config in configs:
+        if "gradient" in kernel:
+            chosen = (config, None) if kernel == "leading_gradient" else (None, config)
+            found = spectral_triton.matrix_gradients(x, modes, *analysis, True, chosen)
+            for a, b in zip(found, gradients, strict=True):
+                assert relative_error(a, b) < TOLERANCE[torch.float32], config
+            continue
+        if kernel == "analysis":
+            actual, expected = spectral_triton.analysis(x, *analysis, False, config), modes
+        else:
+            actual, _ = spectral_triton.synthesis(modes, *synthesis, False, x, bias, True, config)
+            expected = field
+        assert relative_error(actual, expected) < TOLERANCE[torch.float32], config
+
+
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_triton)])
+def test_a_compiler_takes_the_layer_whole(backend):
+    """Plain torch, which it fuses, or the operators, which it calls."""
+    x, analysis, synthesis, bias, weight = tensors((6, 8), (3, 5), 2, 2)
+    inputs = [t.float().to(DEVICE) for t in (x, *analysis, *synthesis, bias)]
+    weight = weight.float().to(DEVICE)
+    graphs = []
+
+    def watch(graph, example):
+        graphs.append(str(graph.graph))
+        return graph
+
+    def whole(*tensors):
+        return layer(spectral_analysis, spectral_synthesis, tensors[0], tensors[1:3], tensors[3:5], tensors[5])
+
+    with use_backend(backend):
+        expected = results(spectral_analysis, spectral_synthesis, inputs, weight, 2)
+        inputs = [t.requires_grad_() for t in inputs]
+        y = torch.compile(whole, fullgraph=True, backend=watch)(*inputs)
+        found = [y, *torch.autograd.grad(y, inputs, weight)]
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < TOLERANCE[torch.float32]
+    assert ("sciml_monarch" in graphs[0]) == (backend == "triton")
