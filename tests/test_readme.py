@@ -18,6 +18,16 @@ def test_python_blocks_run(block, tmp_path, monkeypatch):
     exec(compile(block, "README.md", "exec"), {})
 
 
+PAGES = [page for page in sorted((README.parent / "docs/guide").glob("*.md")) if "```python" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_blocks_of_a_guide_run_one_after_the_other(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    exec(compile("\n".join(blocks), page.name, "exec"), {})
+
+
 def test_figures_and_results_that_the_readme_names_exist():
     names = re.findall(r"\]\(((?:results|docs)/[^)#]+)", README.read_text())
     assert names
