@@ -1,6 +1,7 @@
 """Unrolled proximal gradient with a learned sparsifying transform, and a CNN on top where there is data for it."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +27,16 @@ class MonarchISTA(Recon):
     Step k of n::
 
         r = z - eta_k A^H (A z - y)                        physics, exact
-        x' = r - W^H clip(W r, theta_k)                    W: Monarch matrix on each axis, theta: one per coefficient
+        x' = r - sum_j a_kj W_j^H clip(W_j r, theta_kj)    W: Monarch matrix on each axis, theta: one per coefficient
         z = x' + beta_k (x' - x)                           momentum
 
     It starts as FISTA (Beck & Teboulle 2009) with soft thresholding in a block DCT or Haar transform; the transform,
-    thresholds, step sizes and momentum learn, with end-to-end gradients as in ISTA-Net (Zhang & Ghanem 2018). Blocks
-    are shifted at random in training; in use the thresholding is averaged over ``n_shifts`` of them (cycle spinning,
-    Coifman & Donoho 1995). With ``n_cascades`` U-Nets refine the result in as many further gradient steps, as in a
-    variational network; step sizes and the last layers start at zero, so that training begins at the sparse model.
-    (Without sparse steps the step sizes start at one.)
+    thresholds, the form of the shrinkage (:meth:`~sciml_monarch.mri.sparsity.BlockSparsity.clipped`), step sizes and
+    momentum learn, with end-to-end gradients as in ISTA-Net (Zhang & Ghanem 2018). Blocks of several sizes j share the
+    work with learned weights, equal at first. Blocks are shifted at random in training; in use the thresholding is
+    averaged over ``n_shifts`` of them (cycle spinning, Coifman & Donoho 1995). With ``n_cascades`` U-Nets refine the
+    result in as many further gradient steps, as in a variational network; step sizes and the last layers start at zero,
+    so that training begins at the sparse model. (Without sparse steps the step sizes start at one.)
 
     All images are scaled by the maximum of the zero-filled one, and steps by the largest sum of squares of the coil
     maps where that is above 1. Tied blocks serve any image size. ``torch.compile`` takes the network in evaluation
@@ -42,7 +44,7 @@ class MonarchISTA(Recon):
 
     Args:
         n_steps: Proximal gradient steps; without any the network is a variational network on images.
-        block: Samples of a block on each axis.
+        block: Samples of a block on each axis; several for transforms of several sizes.
         start: Transform that W starts as.
         shape: Points of the images; needed where blocks are not tied, and then the only shape on which W is the
             learned one: on an axis of another size the blocks fall back to the exact transform, with a warning.
@@ -59,7 +61,7 @@ class MonarchISTA(Recon):
     def __init__(
         self,
         n_steps: int = 20,
-        block: int = 8,
+        block: int | Sequence[int] = 8,
         start: Start = "dct",
         shape: tuple[int, int] | None = None,
         freedom: Freedom = "tied",
@@ -70,7 +72,7 @@ class MonarchISTA(Recon):
         super().__init__(
             {
                 "n_steps": n_steps,
-                "block": block,
+                "block": block if isinstance(block, int) else list(block),
                 "start": start,
                 "shape": None if shape is None else list(shape),
                 "freedom": freedom,
@@ -83,13 +85,18 @@ class MonarchISTA(Recon):
             raise InputError(
                 f"n_shifts {n_shifts} must be positive, n_steps {n_steps} and n_cascades {n_cascades} not negative"
             )
-        self.sparsity = BlockSparsity(block, start, shape, freedom)
+        sizes = [block] if isinstance(block, int) else list(block)
+        if not sizes:
+            raise InputError("block is empty; give the size of a block, or several")
+        self.sparsity: Sequence[BlockSparsity] = nn.ModuleList(  # type: ignore[assignment]
+            BlockSparsity(size, start, shape, freedom) for size in sizes
+        )
         self.n_shifts = n_shifts
         self.step = nn.Parameter(torch.zeros(n_steps))
         self.momentum = nn.Parameter(_fista_momentum(n_steps) / SPEED)
-        self.threshold = nn.Parameter(torch.full((n_steps, block, block), math.log(THRESHOLD) / SPEED))
-        with torch.no_grad():
-            self.threshold[:, 0, 0] = math.log(MEAN_THRESHOLD) / SPEED
+        self.threshold = nn.ParameterList(_thresholds(n_steps, size) for size in sizes)
+        self.power = nn.Parameter(torch.zeros(n_steps))
+        self.share = nn.Parameter(torch.zeros(n_steps, len(sizes))) if len(sizes) > 1 else None
         self.refine_step = nn.Parameter(torch.full((n_cascades,), 0.0 if n_steps else 1 / SPEED))
         self.refine = nn.ModuleList(Refinement(channels) for _ in range(n_cascades))
 
@@ -103,11 +110,16 @@ class MonarchISTA(Recon):
         b = operator.adjoint(kspace / top.where(top > SMALLEST, 1.0))
         x = z = b
         step = (self.step * SPEED).exp()[:, None, None, None, None] / operator.bound
-        threshold = (self.threshold * SPEED).exp()
+        power = (self.power * SPEED).exp()
+        thresholds = [(threshold * SPEED).exp() for threshold in self.threshold]
+        shares = None if self.share is None else (self.share * SPEED).softmax(1)
         for k, momentum in enumerate(self.momentum * SPEED):
             r = z - step[k] * (operator.normal(z) - b)
-            clipped = [self.sparsity.clipped(r, threshold[k], shift) for shift in self._shifts(k)]
-            x, before = r - sum(clipped) / len(clipped), x
+            x, before = r, x
+            for j, (sparsity, threshold) in enumerate(zip(self.sparsity, thresholds, strict=True)):
+                clipped = [sparsity.clipped(r, threshold[k], shift, power[k]) for shift in self._shifts(k, j)]
+                mean = sum(clipped) / len(clipped)
+                x = x - (mean if shares is None else shares[k, j] * mean)
             z = x + momentum * (x - before)
         x = z
         for size, refine in zip(self.refine_step * SPEED, self.refine, strict=True):
@@ -115,8 +127,8 @@ class MonarchISTA(Recon):
             x = x - size / operator.bound * gradient - refine(x, gradient)
         return x * top
 
-    def _shifts(self, step: int) -> list[tuple[int, int]]:
-        p = self.sparsity.block
+    def _shifts(self, step: int, number: int) -> list[tuple[int, int]]:
+        p = self.sparsity[number].block
         if self.training:
             drawn = torch.randint(p, (2,)).tolist()
             return [(drawn[0], drawn[1])]
@@ -129,12 +141,13 @@ class MonarchISTA(Recon):
 
     def transform_parameters(self) -> list[nn.Parameter]:
         """The factors of the sparsifying transform."""
-        return list(self.sparsity.parameters())
+        return [parameter for sparsity in self.sparsity for parameter in sparsity.parameters()]
 
     def stages(self) -> list[list[nn.Parameter]]:
         """First the sparse model, then the U-Nets as well."""
         refining = [*self.refine.parameters(), self.refine_step]
-        sparse = [self.step, self.momentum, self.threshold, *self.sparsity.parameters()]
+        refining_ids = {id(parameter) for parameter in refining}
+        sparse = [parameter for parameter in self.parameters() if id(parameter) not in refining_ids]
         return [sparse, refining] if len(self.refine) else [sparse]
 
 
@@ -169,6 +182,13 @@ class Refinement(nn.Module):
         planes = planes / torch.where(size > SMALLEST, size, 1)[:, :, None]
         change = self.unet(planes.flatten(0, 1)).float().unflatten(0, image.shape[:2])
         return torch.complex(change[:, :, 0], change[:, :, 1]) * size
+
+
+def _thresholds(n_steps: int, block: int) -> nn.Parameter:
+    """Logarithms of the thresholds to start from, ``(n_steps, block, block)``."""
+    logarithms = torch.full((n_steps, block, block), math.log(THRESHOLD) / SPEED)
+    logarithms[:, 0, 0] = math.log(MEAN_THRESHOLD) / SPEED
+    return nn.Parameter(logarithms)
 
 
 def _fista_momentum(n: int) -> Tensor:

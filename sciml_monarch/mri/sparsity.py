@@ -55,16 +55,21 @@ class BlockSparsity(nn.Module):
             nn.Parameter(torch.eye(k).repeat(block, 1, 1)) for k in (copies if freedom == "coupled" else ())
         )
 
-    def clipped(self, image: Tensor, threshold: Tensor, shift: tuple[int, int] = (0, 0)) -> Tensor:
-        """What soft thresholding takes away: ``W^T clip(W image, threshold)``, with the blocks moved.
+    def clipped(
+        self, image: Tensor, threshold: Tensor, shift: tuple[int, int] = (0, 0), power: Tensor | float = 1.0
+    ) -> Tensor:
+        """What shrinkage takes away: ``W^T clip(W image, threshold)``, with the blocks moved.
 
-        With an orthonormal W, ``image - clipped(image)`` is the proximal map of the weighted L1 norm. The real and
-        imaginary parts, and several sets of maps, share one magnitude, so that they are thresholded jointly.
+        A coefficient c longer than the threshold t is shortened by ``t (t / |c|)^(power - 1)``: soft thresholding at
+        power 1, where, with an orthonormal W, ``image - clipped(image)`` is the proximal map of the weighted L1 norm;
+        less of the long ones at higher powers (p-shrinkage with p = 2 - power, Voronin & Chartrand, ICASSP 2013). The
+        real and imaginary parts, and several sets of maps, share one magnitude, so that they are shortened jointly.
 
         Args:
             image: ``(b, set, y, x)`` complex.
             threshold: ``(p, p)``, real, not negative.
             shift: Samples by which the blocks are moved, ``(y, x)``.
+            power: Positive.
 
         Returns:
             Images ``(b, set, y, x)``.
@@ -79,28 +84,29 @@ class BlockSparsity(nn.Module):
             planes = planes.roll(shift, dims=(-2, -1))
         patches = planes.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # (b, c, k, p, l, p)
         if self.freedom == "tied":
-            back = self._tied(patches, threshold)
+            back = self._tied(patches, threshold, power)
         else:
-            back = self._placed(patches, threshold, (ny, nx))
+            back = self._placed(patches, threshold, power, (ny, nx))
         planes = back.flatten(-2).flatten(-3, -2)
         if any(shift):
             planes = planes.roll((-shift[0], -shift[1]), dims=(-2, -1))
         planes = planes[..., :ny, :nx].unflatten(1, (-1, 2)).movedim(2, -1)
         return torch.view_as_complex(planes.contiguous())
 
-    def _tied(self, patches: Tensor, threshold: Tensor) -> Tensor:
+    def _tied(self, patches: Tensor, threshold: Tensor, power: Tensor | float) -> Tensor:
         # all blocks alike: the two axes are one matrix, one product for all patches
         p = self.block
         both = torch.kron(self.w1[0][0], self.w1[1][0])
         coefficients = patches.transpose(-3, -2).flatten(-2) @ both.T  # (b, c, k, l, p p)
-        clipped = _clip(coefficients, threshold.flatten())
+        clipped = _clip(coefficients, threshold.flatten(), power)
         return (clipped @ both).unflatten(-1, (p, p)).transpose(-3, -2)
 
-    def _placed(self, patches: Tensor, threshold: Tensor, shape: tuple[int, int]) -> Tensor:
+    def _placed(self, patches: Tensor, threshold: Tensor, power: Tensor | float, shape: tuple[int, int]) -> Tensor:
         rows, columns = (self._axis(axis, shape[axis], patches) for axis in range(2))
         x = patches.flatten(-2).flatten(-3, -2)  # (b, c, y, x)
         y = columns.analysis(rows.analysis(x.transpose(-2, -1)).transpose(-2, -1))
-        clipped = _clip(y.unflatten(-1, (-1, self.block)).unflatten(-3, (-1, self.block)), threshold[:, None, :])
+        blocks = y.unflatten(-1, (-1, self.block)).unflatten(-3, (-1, self.block))
+        clipped = _clip(blocks, threshold[:, None, :], power)
         z = columns.synthesis(clipped.flatten(-2).flatten(-3, -2))
         z = rows.synthesis(z.transpose(-2, -1)).transpose(-2, -1)
         return z.unflatten(-1, (-1, self.block)).unflatten(-3, (-1, self.block))
@@ -165,8 +171,8 @@ def block_matrix(n: int, start: Start) -> Tensor:
     return matrix
 
 
-def _clip(coefficients: Tensor, threshold: Tensor) -> Tensor:
-    """Shortens what is longer than the threshold, the length taken over the channels."""
-    # 1e-20: the gradient at zero is zero, not NaN
+def _clip(coefficients: Tensor, threshold: Tensor, power: Tensor | float) -> Tensor:
+    """What shrinkage takes away of coefficients, their length taken over the channels."""
+    # 1e-20: the gradient at zero is zero, not NaN; 1e-12: so is that of a power below 1
     length = (coefficients.square().sum(1, keepdim=True) + 1e-20).sqrt()
-    return coefficients * (threshold / length).clamp(max=1.0)
+    return coefficients * (threshold / length).clamp(1e-12, 1.0) ** power

@@ -58,6 +58,42 @@ def test_thresholding_is_the_proximal_map(start, shift, freedom):
     assert relative_error(found, dense_prox(image, threshold, 8, start, shift)) < 1e-5
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0, 3.0])
+def test_shrinkage_takes_less_of_long_coefficients_at_higher_powers(power):
+    """With blocks of one coefficient that is not the mean: t (t / |c|)^(power - 1) of those longer than t."""
+    image = torch.tensor([[0.05, 0.2], [0.9, 3.0]])
+    coefficients = torch.polar(image, torch.tensor(0.7))[None, None]
+    threshold = 0.2
+    sparsity = BlockSparsity(2)
+    # an image whose blocks have these coefficients at one place each
+    basis = sparsity.w1[0][0][1].outer(sparsity.w1[1][0][1])
+    blocks = torch.einsum("bskl,ij->bskilj", coefficients, basis.to(coefficients.dtype)).reshape(1, 1, 4, 4)
+    found = sparsity.clipped(blocks, torch.full((2, 2), threshold), power=power)
+    taken = torch.where(image > threshold, threshold * (threshold / image) ** (power - 1), image)
+    expected = torch.polar(taken, torch.tensor(0.7))[None, None]
+    expected = torch.einsum("bskl,ij->bskilj", expected, basis.to(expected.dtype)).reshape(1, 1, 4, 4)
+    assert relative_error(found, expected) < 1e-6
+
+
+def test_blocks_of_several_sizes_share_the_work():
+    kspace, mask, maps, _ = scan(32, 24)
+    single = MonarchISTA(n_steps=3, block=8).eval()
+    with torch.no_grad():
+        expected = single(kspace, mask, maps)
+        both = MonarchISTA(n_steps=3, block=(4, 8)).eval()
+        assert relative_error(both(kspace, mask, maps), expected) > 1e-4
+        both.share[:, 1] += 10.0  # all to the second
+        shifts = both._shifts(1, 1)
+        assert shifts == single._shifts(1, 0)
+        assert relative_error(both(kspace, mask, maps), expected) < 1e-6
+    net = MonarchISTA(n_steps=2, block=(4, 8))
+    net(kspace, mask, maps).abs().sum().backward()
+    learned = [p for p in net.parameters() if p.numel()]
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in learned)
+    assert net.config["block"] == [4, 8]
+    assert {id(p) for p in net.transform_parameters()} == {id(p) for s in net.sparsity for p in s.parameters()}
+
+
 def test_sets_share_a_magnitude_and_any_size_is_served():
     sparsity = BlockSparsity(8)
     image = randn(1, 2, 19, 13, dtype=torch.complex64)
@@ -105,7 +141,7 @@ def test_starts_as_fista():
     x = z = b
     t = 1.0
     for k in range(4):
-        (shift,) = net._shifts(k)
+        (shift,) = net._shifts(k, 0)
         new = dense_prox(z - (operator.normal(z) - b), threshold, 8, "dct", shift)
         after = (1 + math.sqrt(1 + 4 * t * t)) / 2
         momentum = (t - 1) / after if k < 3 else 0.0
@@ -117,11 +153,11 @@ def test_starts_as_fista():
 def test_shifts_spread_over_the_block_and_are_random_in_training():
     net = MonarchISTA(n_steps=20, n_shifts=4)
     net.eval()
-    used = {shift for k in range(20) for shift in net._shifts(k)}
+    used = {shift for k in range(20) for shift in net._shifts(k, 0)}
     assert len(used) >= 40
-    assert net._shifts(3) == net._shifts(3)
+    assert net._shifts(3, 0) == net._shifts(3, 0)
     net.train()
-    assert len({tuple(net._shifts(0)) for _ in range(50)}) > 20
+    assert len({tuple(net._shifts(0, 0)) for _ in range(50)}) > 20
 
 
 def test_refinement_starts_with_nothing_and_then_learns():
@@ -149,9 +185,10 @@ def test_refinement_starts_with_nothing_and_then_learns():
 def test_a_consistent_image_is_a_fixed_point_whatever_transform_and_steps_are(two_d):
     """Physics stays exact: nothing that learns can pull an image away from data that it agrees with."""
     kspace, mask, maps, image = scan(32, 24, keep=2.0, two_d=two_d)
-    net = MonarchISTA(n_steps=4, n_cascades=2, channels=4).eval()
+    net = MonarchISTA(n_steps=4, block=(4, 8), n_cascades=2, channels=4).eval()
     with torch.no_grad():
-        net.threshold.fill_(-10.0)  # nothing is clipped
+        for threshold in net.threshold:
+            threshold.fill_(-10.0)  # nothing is clipped
         net.step += 0.02 * randn(4, dtype=torch.float32)
         net.momentum += 0.02 * randn(4, dtype=torch.float32)
         net.refine_step += 0.02
@@ -207,10 +244,12 @@ def test_empty_slice_gives_zero_and_finite_gradients():
 
 def test_number_of_parameters():
     tied = MonarchISTA(n_steps=20)
-    assert sum(p.numel() for p in tied.parameters()) == 20 * (64 + 2) + 2 * 64
+    assert sum(p.numel() for p in tied.parameters()) == 20 * (64 + 3) + 2 * 64
     coupled = MonarchISTA(n_steps=20, shape=(320, 368), freedom="coupled")
+    several = MonarchISTA(n_steps=20, block=(4, 8))
+    assert sum(p.numel() for p in several.parameters()) == 20 * (16 + 64 + 2 + 3) + 2 * (16 + 64)
     extra = 8 * 8 * (40 + 46) + 8 * (40**2 + 46**2)
-    assert sum(p.numel() for p in coupled.parameters()) == 20 * 66 + extra
+    assert sum(p.numel() for p in coupled.parameters()) == 20 * 67 + extra
 
 
 def test_learning_beats_where_it_starts_and_the_zero_filled_image():
@@ -235,6 +274,7 @@ def test_learning_beats_where_it_starts_and_the_zero_filled_image():
         ({"freedom": "free"}, "give the shape"),
         ({"start": "haar", "block": 6}, "power of two"),
         ({"n_shifts": 0}, "n_shifts 0 must be positive"),
+        ({"block": []}, "block is empty"),
     ],
 )
 def test_bad_arguments(arguments, message):
