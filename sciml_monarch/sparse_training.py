@@ -23,12 +23,13 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.convert import Report, densify, plan, sparsify
-from sciml_monarch.monarch.convert_optimizer import carry_over
+from sciml_monarch.monarch.convert_optimizer import carry_over, check_optimizers
 from sciml_monarch.monarch.layers import Blocks, Init
 from sciml_monarch.monarch.structure import follow_state_dicts, restructure, structure
 from sciml_monarch.monarch.sub_blocks import align_layers
@@ -74,7 +75,11 @@ class Switch(L.Callback, ABC):
         modules = [pl_module, *_averages(trainer)]
         for module in modules:
             follow_state_dicts(module)
-        if stage != "fit" or self.switched:
+        if stage != "fit":
+            return
+        if trainer.global_step == 0:  # what was done in another training is not done here, unless a checkpoint says so
+            self.switched, self.report = False, None
+        if self.switched:
             return
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             name = type(trainer.strategy).__name__
@@ -90,13 +95,21 @@ class Switch(L.Callback, ABC):
         """Finds the step of the switch.
 
         Raises:
-            InputError: The training has no end, or the network nothing to switch.
+            InputError: The training has no end, the network nothing to switch, or the optimisation is none that can be
+                switched between two steps.
         """
         total = trainer.estimated_stepping_batches
         if not 0 < total < math.inf:
             raise InputError(f"{type(self).__name__} needs to know the number of steps; set max_epochs or max_steps")
         self._step = min(round(self.at * total), int(total) - 1)
         if not self.switched:
+            if not pl_module.automatic_optimization or len(trainer.optimizers) != 1:
+                raise InputError(
+                    f"{type(self).__name__} switches between two steps of one optimizer under automatic optimization; "
+                    f"{type(pl_module).__name__} has {len(trainer.optimizers)} optimizers and automatic_optimization="
+                    f"{pl_module.automatic_optimization}"
+                )
+            check_optimizers(trainer.optimizers)
             self.check(network(pl_module))
 
     def on_train_batch_start(
@@ -107,6 +120,14 @@ class Switch(L.Callback, ABC):
         if not self.switched and trainer.global_step >= self._step:
             self._switch(trainer, pl_module)
             self.switched = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Warns where the training has ended before the switch, as early stopping may make it."""
+        if not self.switched:
+            rank_zero_warn(
+                f"{type(self).__name__} did not switch: the training ended after {trainer.global_step} steps, "
+                f"before step {self._step}"
+            )
 
     def _switch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         net = network(pl_module)
@@ -220,8 +241,9 @@ class DenseToSparse(Switch):
         self.blocks, self.rank, self.only, self.skip, self.head = blocks, rank, only, skip, head
 
     def prepare(self, net: nn.Module) -> None:
-        """Leaves the network as it is."""
-        self.check(net)
+        """Leaves the network as it is; one that is sparse may become dense with a checkpoint."""
+        if not structure(net):
+            self.check(net)
 
     def check(self, net: nn.Module) -> None:
         """Refuses a network without layers to project."""

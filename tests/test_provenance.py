@@ -21,20 +21,41 @@ def test_names_command_and_versions(monkeypatch):
     assert found["device"].startswith("cpu")
 
 
+def committed(folder, name):
+    git(folder, "init", "-q")
+    git(folder, "add", name)
+    git(folder, "commit", "-qm", "one")
+
+
 def test_commit_of_a_source_tree_and_of_none(tmp_path):
-    assert module._commit(tmp_path) is None
-    (tmp_path / "a.py").write_text("1")
-    git(tmp_path, "init", "-q")
-    git(tmp_path, "add", "a.py")
-    git(tmp_path, "commit", "-qm", "one")
-    commit = module._commit(tmp_path)
+    file = tmp_path / "a.py"
+    file.write_text("1")
+    assert module._commit(file) is None
+    committed(tmp_path, "a.py")
+    commit = module._commit(file)
     assert len(commit) == 12
-    (tmp_path / "a.py").write_text("2")
-    assert module._commit(tmp_path) == commit + "+changes"
+    (tmp_path / "notes.txt").write_text("of no consequence")
+    assert module._commit(file) == commit
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part/b.py").write_text("a module that the commit lacks")
+    assert module._commit(file) == commit + "+changes"
+    (tmp_path / "part/b.py").unlink()
+    file.write_text("2")
+    assert module._commit(file) == commit + "+changes"
+
+
+def test_a_package_in_an_ignored_folder_of_a_repository_is_not_of_its_commit(tmp_path, monkeypatch):
+    (tmp_path / ".gitignore").write_text("venv")
+    committed(tmp_path, ".gitignore")
+    (tmp_path / "venv").mkdir()
+    (tmp_path / "venv/a.py").write_text("1")
+    assert module._commit(tmp_path / "venv/a.py") is None
+    monkeypatch.setenv("SCIML_MONARCH_COMMIT", "0123456789ab")
+    assert module._commit(tmp_path / "venv/a.py") == "0123456789ab"
 
 
 def test_a_machine_without_git(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert module._commit(tmp_path) is None
+    assert module._commit(tmp_path / "a.py") is None
     monkeypatch.setenv("SCIML_MONARCH_COMMIT", "0123456789ab")
-    assert module._commit(tmp_path) == "0123456789ab"
+    assert module._commit(tmp_path / "a.py") == "0123456789ab"

@@ -80,7 +80,7 @@ def test_switches_once_between_two_steps(way, accumulate, tmp_path):
     first, second = (sparse, dense) if way is SparseToDense else (dense, sparse)
     assert max(first) == round(0.7 * total) - 1
     assert min(second) == round(0.7 * total), "batches whose gradients are accumulated are of the same network"
-    assert [row.layer for row in callback.report.converted] == ["net.0", "net.2", "net.4"]
+    assert [row.layer for row in callback.report.converted] == ["net.0", "net.2"]
     assert callback.switched
 
 
@@ -399,6 +399,74 @@ def test_network_is_that_of_the_task_or_the_task():
     assert network(other) is other
 
 
+class Manual(Regression):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class Two(Manual):
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.net[i].parameters(), lr=0.1) for i in (0, 2)], []
+
+
+class Closures(Regression):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters())
+
+
+class Matrices(Regression):
+    def configure_optimizers(self):
+        return torch.optim.Muon([p for p in self.parameters() if p.ndim == 2])
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (
+            Manual,
+            "one optimizer under automatic optimization; Manual has 1 optimizers and automatic_optimization=False",
+        ),
+        (Two, "Two has 2 optimizers"),
+        (Closures, "LBFGS cannot go on when layers are replaced"),
+        (Matrices, "Muon cannot go on when layers are replaced"),
+    ],
+)
+def test_optimizations_that_cannot_be_switched_are_refused(task, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        trainer_of(tmp_path, DenseToSparse(0.5, blocks=2)).fit(task(), points())
+
+
+def test_a_training_that_ends_before_the_switch_says_so(tmp_path):
+    class End(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            trainer.should_stop = True
+
+    with pytest.warns(UserWarning, match="DenseToSparse did not switch: the training ended after 10 steps"):
+        train(tmp_path, DenseToSparse(0.9, blocks=2), End())
+
+
+@pytest.mark.parametrize("way", [SparseToDense, DenseToSparse])
+def test_a_callback_switches_in_each_training(way, tmp_path):
+    callback = way(0.5, blocks=2)
+    first, second = (train(tmp_path, callback) for _ in range(2))
+    assert first.kinds == second.kinds
+    assert len({is_sparse for _, is_sparse in second.kinds}) == 2
+    task = Regression()
+    trainer = trainer_of(tmp_path, callback)
+    trainer.fit(task, points())
+    report = callback.report
+    trainer.fit_loop.max_epochs = 3  # goes on with the same training
+    trainer.fit(task, points())
+    assert len(task.kinds) == 30
+    assert task.kinds[-1] == (29, way is DenseToSparse)
+    assert callback.report is report
+    path = tmp_path / "end.ckpt"
+    trainer.save_checkpoint(path, weights_only=False)
+    trainer_of(tmp_path, callback, max_epochs=4).fit(task, points(), ckpt_path=path, weights_only=False)
+    assert task.kinds[-1] == (39, way is DenseToSparse)
+
+
 def switch_in_processes(folder, way, devices):
     """The weights after a training whose steps see the same points, whatever the number of processes."""
     task = Regression()
@@ -457,7 +525,7 @@ def test_other_strategies_are_refused(tmp_path):
         pass
 
     class Trainer:
-        callbacks, strategy = (), Other()
+        callbacks, strategy, global_step = (), Other(), 0
 
     with pytest.raises(InputError, match="DenseToSparse cannot replace layers under Other; use one device or ddp"):
         DenseToSparse(0.5, blocks=2).setup(Trainer(), Regression(), "fit")

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import cast
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.layers import CONVS, Blocks, Layer, is_dense, is_monarch, matrix, owners
+from sciml_monarch.monarch.shapes import is_smaller
 
 _STATE_HOOKS = (
     "_state_dict_hooks",
@@ -20,7 +22,7 @@ _STATE_HOOKS = (
 HEADS = ("head", "lm_head", "classifier")
 """Names that layers have in a network which are its output head."""
 
-ITSELF = "is the network itself, which cannot be replaced in place: put it into a torch.nn.Sequential"
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)  # that can be decomposed
 
 
 def notes_of(
@@ -94,7 +96,10 @@ def _why_not(layer: Layer, shared: dict[nn.Parameter, list[str]], k: int, l: int
     others = [name for name in shared[weight] if name.rpartition(".")[0] not in layer.names]
     if others:
         return f"its weight is shared with {', '.join(others)}"
-    if not weight.is_floating_point():
+    more = _more(module)
+    if more:
+        return f"holds more than a weight and a bias: {', '.join(more)}"
+    if weight.dtype not in _DTYPES:
         return f"its weight is {weight.dtype}"
     if weight.is_meta:
         return "its weight has no values yet (device meta)"
@@ -102,15 +107,26 @@ def _why_not(layer: Layer, shared: dict[nn.Parameter, list[str]], k: int, l: int
         return "hooks on its state dict, which name its weight"
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:  # type: ignore[attr-defined]
         return "hooks on its weight"
-    if not layer.places:
-        return ITSELF
+    if layer.fixed:
+        return layer.fixed
     n_out, n_in = matrix(weight, module).shape
     if k > n_in or l > n_out:
         return f"{k} x {l} blocks do not fit {n_in} inputs and {n_out} outputs"
     full = min(-(-n_in // k), -(-n_out // l))
     if rank is not None and rank > full:
         return f"rank {rank} does not fit sub-blocks of rank {full}"
+    if rank is None and not is_smaller(n_in, n_out, (k, l)):  # a rank that is given is meant
+        return f"would not become smaller with {k} x {l} blocks"
+    if not weight.isfinite().all():
+        return "its weight has entries that are not finite"
     return ""
+
+
+def _more(module: nn.Module) -> list[str]:
+    """Names of what a layer holds besides a weight and a bias, which its Monarch form would lose."""
+    parameters = {name: p for name, p in module._parameters.items() if name not in ("weight", "bias")}
+    held = {**parameters, **module._buffers, **module._modules}
+    return [name for name, value in held.items() if value is not None]
 
 
 def _why_not_dense(module: nn.Module) -> str:

@@ -9,10 +9,11 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.monarch.choice import ITSELF, notes_of
+from sciml_monarch.monarch.choice import notes_of
 from sciml_monarch.monarch.layers import (
     Blocks,
     Init,
+    Layer,
     MonarchLayer,
     inner,
     is_monarch,
@@ -103,7 +104,8 @@ def sparsify(
     devices, dtypes, training mode and hooks of the forward and backward pass are kept. Left as they are, and named in
     the report with the reason: layers whose weight is shared with another (an output head tied to an embedding),
     subclasses (their forward may be another), layers whose weight is made from other tensors (weight norm, pruning,
-    quantisation), other layers with matrices. An optimizer that was made before is made to follow with
+    quantisation) or is not finite, layers that are compiled by themselves, layers that would not become smaller
+    (unless ``rank`` is given), other layers with matrices. An optimizer that was made before is made to follow with
     :func:`~sciml_monarch.monarch.convert_optimizer.carry_over`.
 
     The head is each layer of these kinds that its parent has as ``head``, ``lm_head`` or ``classifier``; if there is
@@ -132,7 +134,7 @@ def sparsify(
     layers = walk(net)
     notes = notes_of(net, layers, blocks, rank, only, skip, head)
     before = n_parameters(net)
-    rows = []
+    rows, made = [], []
     for layer in layers:
         note = notes.get(layer.module)
         if note is None:
@@ -140,9 +142,9 @@ def sparsify(
         old, new, error = layer.module, layer.module, None
         if not note:
             new, error = to_monarch(old, blocks, rank, init)
-            layer.replace(new)
+            made.append((layer, new))
         rows.append(_row(layer.name, old, new, error, note))
-    settle_fast_paths(net)
+    _replace(net, made)
     return Report(tuple(rows), before, n_parameters(net))
 
 
@@ -158,16 +160,16 @@ def densify(net: nn.Module) -> Report:
         The layers that were Monarch.
     """
     before = n_parameters(net)
-    rows = []
+    rows, made = [], []
     for layer in walk(net):
         old = layer.module
-        if is_monarch(old) and layer.places:
-            new = to_dense_layer(cast(MonarchLayer, old))
-            layer.replace(new)
-            rows.append(_row(layer.name, old, new, None, ""))
-        elif is_monarch(old):
-            rows.append(_row(layer.name, old, old, None, ITSELF))
-    settle_fast_paths(net)
+        if not is_monarch(old):
+            continue
+        new = old if layer.fixed else to_dense_layer(cast(MonarchLayer, old))
+        if new is not old:
+            made.append((layer, new))
+        rows.append(_row(layer.name, old, new, None, layer.fixed))
+    _replace(net, made)
     return Report(tuple(rows), before, n_parameters(net))
 
 
@@ -188,6 +190,13 @@ def plan(
 def n_parameters(net: nn.Module) -> int:
     """Counts the real numbers in the parameters of a network, shared ones once, uninitialised ones as none."""
     return sum(map(_numel, net.parameters()))
+
+
+def _replace(net: nn.Module, made: Sequence[tuple[Layer, nn.Module]]) -> None:
+    """Puts new layers in, once all of them are made: a failure in between leaves the network whole."""
+    for layer, new in made:
+        layer.replace(new)
+    settle_fast_paths(net)
 
 
 def _row(name: str, old: nn.Module, new: nn.Module, error: float | None, note: str) -> Row:

@@ -24,7 +24,7 @@ of ``G`` from their means are taken as uncorrelated, so that their variances ``v
 Step counts stay. The gradient of an L2 penalty inside of Adam is carried along with that of the loss.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -64,8 +64,10 @@ def carry_over(net: nn.Module, *optimizers: Optimizer, reset: bool = False) -> I
         reset: Start anew for the layers that were replaced, whatever the optimizer.
 
     Raises:
-        InputError: The two factors of a layer are in different groups, or in a group only in part.
+        InputError: The two factors of a layer are in different groups, or in a group only in part; an optimizer
+            cannot follow (:func:`check_optimizers`).
     """
+    check_optimizers(optimizers)
     before = {layer.name: layer.module for layer in walk(net) if is_dense(layer.module) or is_monarch(layer.module)}
     yield
     after = {layer.name: layer.module for layer in walk(net) if layer.name in before}
@@ -76,9 +78,23 @@ def carry_over(net: nn.Module, *optimizers: Optimizer, reset: bool = False) -> I
                 _follow(optimizer, name, old, new, reset)
 
 
+def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
+    """Refuses optimizers that cannot follow a network whose layers are replaced.
+
+    Raises:
+        InputError: LBFGS, whose state is of all parameters at once, or Muon, whose parameters are matrices.
+    """
+    for optimizer in optimizers:
+        for name in (cls.__name__ for cls in type(optimizer).__mro__):
+            if name in ("LBFGS", "Muon"):
+                reason = "its state is of all parameters at once" if name == "LBFGS" else "it trains matrices only"
+                raise InputError(f"{name} cannot go on when layers are replaced: {reason}; use Adam, AdamW or SGD")
+
+
 def _follow(optimizer: Optimizer, name: str, old: nn.Module, new: nn.Module, reset: bool) -> None:
     before, after = _weights(old), _weights(new)
     for group in optimizer.param_groups:
+        _rename(group, old, new)
         places = [i for i, p in enumerate(group["params"]) if any(p is w for w in before)]
         if not places:
             continue
@@ -92,6 +108,13 @@ def _follow(optimizer: Optimizer, name: str, old: nn.Module, new: nn.Module, res
             *after,
             *(p for p in group["params"][places[0] : places[-1] + 1] if all(p is not w for w in before)),
         ]
+        if "param_names" in group:  # of an optimizer made from named parameters
+            names, of_old, of_new = group["param_names"], _local_names(old), _local_names(new)
+            stem = names[places[0]].removesuffix(of_old[before[0]])
+            names[places[0] : places[-1] + 1] = [
+                *(stem + of_new[w] for w in after),
+                *(names[i] for i in range(places[0], places[-1] + 1) if i not in places),
+            ]
         if all(states) and not reset:
             for weight, state in zip(after, _carried(states, old, new, group.get("betas")), strict=True):
                 if state:
@@ -103,6 +126,25 @@ def _weights(module: nn.Module) -> list[nn.Parameter]:
         map_ = inner(cast(MonarchLayer, module))
         return [map_.w1, map_.w2]
     return [cast(nn.Parameter, module.weight)]
+
+
+def _rename(group: dict[str, Any], old: nn.Module, new: nn.Module) -> None:
+    """Gives what both layers have, the bias, its new name in a group made from named parameters."""
+    of_old, of_new = _local_names(old), _local_names(new)
+    for i, name in enumerate(group.get("param_names", ())):
+        p = group["params"][i]
+        if p in of_old and p in of_new:
+            group["param_names"][i] = name.removesuffix(of_old[p]) + of_new[p]
+
+
+def _local_names(module: nn.Module) -> dict[nn.Parameter, str]:
+    """The names of the parameters inside of a layer."""
+    return {p: name for name, p in module.named_parameters()}
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value is that of the whole weight, such as a step count, and no statistic of its entries."""
+    return value is None or isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 @torch.no_grad()
@@ -123,7 +165,9 @@ def _carried(
             else:
                 return [{} for _ in after]
             values = [moment.to(values[0].dtype) for moment in moments]
-        else:  # a step count, or nothing
+        elif not all(map(_is_count, values)):  # means over rows and columns, a history, ...
+            return [{} for _ in after]
+        else:
             values = [values[0].clone() if isinstance(values[0], Tensor) else values[0] for _ in after]
         for state, value in zip(carried, values, strict=True):
             state[key] = value
@@ -207,14 +251,23 @@ def to_matrix(moments: Factors, factors: Factors, shape: tuple[int, int], square
 
 def _first(u: Tensor, v: Tensor, m_u: Tensor, m_v: Tensor) -> Tensor:
     """The smallest ``G`` nearest to ``G V^T = m_U``, ``U^T G = m_V``: ``U U^T G + G V^T V = m_U V + U m_V``."""
-    left, a, _ = torch.linalg.svd(u.mT, full_matrices=True)  # (l, k, s, s)
-    _, b, right = torch.linalg.svd(v, full_matrices=True)  # (l, k, p, p)
-    a2 = torch.nn.functional.pad(a, (0, left.shape[-1] - a.shape[-1])).square()[..., :, None]
-    b2 = torch.nn.functional.pad(b, (0, right.shape[-1] - b.shape[-1])).square()[..., None, :]
-    seen = a2 + b2
-    both = left.mT @ (m_u.mT @ v + u.mT @ m_v) @ right.mT
-    inverted = seen > _CUTOFF**2 * seen.amax((-2, -1), keepdim=True)
-    return left @ torch.where(inverted, both / seen.where(inverted, 1), 0) @ right
+    left, a, _ = torch.linalg.svd(u.mT, full_matrices=False)  # (l, k, s, t)
+    _, b, right = torch.linalg.svd(v, full_matrices=False)  # (l, k, t, p)
+    a2, b2 = a.square()[..., :, None], b.square()[..., None, :]
+    least = _CUTOFF**2 * (a2.amax((-2, -1), keepdim=True) + b2.amax((-2, -1), keepdim=True))
+    known = m_u.mT @ v + u.mT @ m_v  # (l, k, s, p)
+    rows, columns = left.mT @ known, known @ right.mT
+    both = rows @ right.mT
+    # seen by both factors; by U alone, right of the span of V; by V alone, left of the span of U; the rest is zero
+    of_both = left @ _inverted(both, a2 + b2, least) @ right
+    of_u = left @ _inverted(rows - both @ right, a2, least)
+    of_v = _inverted(columns - left @ both, b2, least) @ right
+    return of_both + of_u + of_v
+
+
+def _inverted(values: Tensor, seen: Tensor, least: Tensor) -> Tensor:
+    """The quotient; 0 where what is seen is too little."""
+    return torch.where(seen > least, values / seen.where(seen > least, 1), 0)
 
 
 def _second(u: Tensor, v: Tensor, m_u: Tensor, m_v: Tensor) -> Tensor:

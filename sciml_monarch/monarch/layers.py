@@ -28,6 +28,10 @@ _HOOKS = (
 )
 
 
+ITSELF = "is the network itself, which cannot be replaced in place: put it into a torch.nn.Sequential"
+COMPILED = "is compiled by itself (torch.compile), which goes on calling it: convert first, then compile"
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """A module of a network and where it stands.
@@ -46,6 +50,14 @@ class Layer:
     def name(self) -> str:
         """The first of its names."""
         return self.names[0]
+
+    @property
+    def fixed(self) -> str:
+        """Why it cannot be replaced; empty where it can."""
+        if not self.places:
+            return ITSELF
+        # torch.compile's wrapper is bound to the module that it was made of
+        return COMPILED if any(name == "_orig_mod" for _, name in self.places) else ""
 
     def replace(self, new: nn.Module) -> None:
         """Puts another module in all its places, with the hooks of its forward and backward pass."""
@@ -192,10 +204,19 @@ def _relative_error(actual: Tensor, expected: Tensor) -> float:
 
 
 def owners(net: nn.Module) -> dict[nn.Parameter, list[str]]:
-    """The names under which each parameter stands in a network, a shared module counted once."""
+    """The names under which the values of each parameter stand in a network, a shared module counted once."""
     found: dict[nn.Parameter, list[str]] = {}
+    of_values: dict[object, list[str]] = {}
     for name, module in net.named_modules():
         for own, parameter in module._parameters.items():
             if parameter is not None:
-                found.setdefault(parameter, []).append(f"{name}.{own}" if name else own)
+                found[parameter] = of_values.setdefault(_values(parameter), [])
+                found[parameter].append(f"{name}.{own}" if name else own)
     return found
+
+
+def _values(parameter: nn.Parameter) -> object:
+    """The memory of a parameter, which two of them may share; itself where it has none of its own to speak of."""
+    if type(parameter) is not nn.Parameter or parameter.layout != torch.strided or parameter.is_meta:
+        return parameter
+    return parameter.untyped_storage().data_ptr() or parameter

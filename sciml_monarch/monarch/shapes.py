@@ -83,3 +83,27 @@ def inner_width(m: int, n: int, k: int, l: int, rank: int | None) -> int:
             "take fewer blocks for a higher rank"
         )
     return l * rank
+
+
+def is_smaller(in_features: int, out_features: int, blocks: int | tuple[int, int], rank: int | None = None) -> bool:
+    """Whether the Monarch form of a layer exists and has fewer weights than the dense one.
+
+    Args:
+        in_features: Entries of an input.
+        out_features: Entries of an output.
+        blocks: Blocks of both factors, or ``(k, l)``; sizes that they do not divide are padded.
+        rank: Rank of every sub-block; ``None``: as in :func:`inner_width`.
+
+    Raises:
+        InputError: ``blocks`` or ``rank`` is less than 1.
+    """
+    k, l = (blocks, blocks) if isinstance(blocks, int) else blocks
+    if min(k, l) < 1 or (rank is not None and rank < 1):
+        raise InputError(f"blocks {blocks} and rank {rank} must be at least 1")
+    if k > in_features or l > out_features:
+        return False
+    p, s = -(-in_features // k), -(-out_features // l)
+    if rank is not None and rank > min(p, s):
+        return False
+    q = inner_width(s * l, p * k, k, l, rank)
+    return k * q * (p + s) < in_features * out_features

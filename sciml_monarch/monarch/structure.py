@@ -50,14 +50,20 @@ def restructure(net: nn.Module, structure: Mapping[str, Any]) -> None:
         structure: What :func:`structure` said of the other one.
 
     Raises:
-        InputError: A layer is not in the network, or of another kind or size. The network is unchanged then.
+        InputError: A layer is not in the network, of another kind or size, or compiled by itself. The network is
+            unchanged then.
     """
     layers = {layer.name: layer for layer in _placed(net)}
     wanted = {name: _read(name, layers.get(name), entry) for name, entry in structure.items()}
     devices = {p.device.index for p in net.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=[d for d in devices if d is not None]):
-        for name, layer in layers.items():
-            _bring(layer, wanted.get(name))
+        made = [(layer, _brought(layer, wanted.get(name))) for name, layer in layers.items()]
+    for layer, new in made:
+        if new is not layer.module and layer.fixed:
+            raise InputError(f"layer {layer.name!r} has another structure, but it {layer.fixed}")
+    for layer, new in made:
+        if new is not layer.module:
+            layer.replace(new)
     settle_fast_paths(net)
 
 
@@ -154,14 +160,12 @@ def _read(name: str, layer: Layer | None, entry: Any) -> tuple[tuple[int, int], 
     return (k, l), rank
 
 
-def _bring(layer: Layer, wanted: tuple[tuple[int, int], int | None] | None) -> None:
+def _brought(layer: Layer, wanted: tuple[tuple[int, int], int | None] | None) -> nn.Module:
+    """The module that is wanted in the place of a layer: itself where it is already."""
     module = layer.module
     if is_monarch(module):
         map_ = inner(cast(MonarchLayer, module))
         if wanted == (map_.blocks, map_.rank):
-            return
+            return module
         module = to_dense_layer(cast(MonarchLayer, module))
-        layer.replace(module)
-        layer = Layer(module, layer.names, layer.places)
-    if wanted is not None:
-        layer.replace(to_monarch(module, *wanted, init="random")[0])
+    return module if wanted is None else to_monarch(module, *wanted, init="random")[0]

@@ -8,30 +8,7 @@ from torch.nn.functional import gelu
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch import MonarchLinear
 from sciml_monarch.monarch.conv import MonarchConv1x1
-from sciml_monarch.monarch.shapes import inner_width
-
-
-def is_smaller(in_features: int, out_features: int, blocks: int, rank: int | None = None) -> bool:
-    """Whether the Monarch form of a layer exists and has fewer weights than the dense one.
-
-    Args:
-        in_features: Entries of an input.
-        out_features: Entries of an output.
-        blocks: Blocks of both factors.
-        rank: Rank of every sub-block; ``None``: as in the Monarch paper.
-
-    Raises:
-        InputError: ``blocks`` or ``rank`` is less than 1.
-    """
-    if blocks < 1 or (rank is not None and rank < 1):
-        raise InputError(f"blocks {blocks} and rank {rank} must be at least 1")
-    if blocks > min(in_features, out_features):
-        return False
-    p, s = -(-in_features // blocks), -(-out_features // blocks)
-    if rank is not None and rank > min(p, s):
-        return False
-    q = inner_width(s * blocks, p * blocks, blocks, blocks, rank)
-    return blocks * q * (p + s) < in_features * out_features
+from sciml_monarch.monarch.shapes import is_smaller
 
 
 def linear(
@@ -47,7 +24,8 @@ def linear(
         rank: Rank of its sub-blocks; ``None``: as in the Monarch paper.
 
     Returns:
-        The Monarch layer where it is asked for and smaller (:func:`is_smaller`), else the dense one.
+        The Monarch layer where it is asked for and smaller (:func:`~sciml_monarch.monarch.shapes.is_smaller`), else the
+        dense one.
     """
     if blocks is not None and is_smaller(in_features, out_features, blocks, rank):
         return MonarchLinear(in_features, out_features, bias, blocks, rank)
@@ -67,7 +45,8 @@ def pointwise(
         rank: Rank of its sub-blocks; ``None``: as in the Monarch paper.
 
     Returns:
-        The Monarch map where it is asked for and smaller (:func:`is_smaller`), else the dense one.
+        The Monarch map where it is asked for and smaller (:func:`~sciml_monarch.monarch.shapes.is_smaller`), else the
+        dense one.
     """
     if blocks is not None and is_smaller(in_channels, out_channels, blocks, rank):
         return MonarchConv1x1(MonarchLinear(in_channels, out_channels, bias, blocks, rank), stride=(1,))

@@ -14,6 +14,12 @@ import torch
 from torch import Tensor
 
 from sciml_monarch.errors import InputError
+from sciml_monarch.pde.description import Description
+
+FNO_FORCING = "0.1 (sin 2 pi (x + y) + cos 2 pi (x + y))"
+"""The forcing of FNO's data, as the attribute ``forcing`` of simulated data has it."""
+NO_FORCING = "none"
+"""The attribute ``forcing`` of data without one."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,20 @@ class SymmetryGroup:
     Args:
         isometries: One of each coset of the translations, the identity among them.
         translations: Directions in whole grid steps, for example ``(1, -1)``; empty for none.
+        forcing: The forcing of the equation, as the attribute ``forcing`` of data names it; ``None``: any.
 
     Raises:
         InputError: The isometries or directions have different numbers of axes.
     """
 
-    def __init__(self, isometries: Sequence[Isometry], translations: Sequence[tuple[int, ...]] = ()) -> None:
+    def __init__(
+        self,
+        isometries: Sequence[Isometry],
+        translations: Sequence[tuple[int, ...]] = (),
+        forcing: str | None = None,
+    ) -> None:
         self.isometries = tuple(isometries)
+        self.forcing = forcing
         self.translations = tuple(translations)
         counts = {len(i.axes) for i in self.isometries} | {len(t) for t in self.translations}
         if len(counts) != 1 or not self.isometries:
@@ -140,6 +153,30 @@ class SymmetryGroup:
                         f"{n} points; take a multiple of {round(1 / i.shift[a])}"
                     )
 
+    def check_data(self, description: Description) -> None:
+        """Checks that the group acts on trajectories of some data.
+
+        Args:
+            description: Of the data.
+
+        Raises:
+            InputError: There are several fields (an isometry moves one scalar field, no components of vectors), the
+                domain or the grid is not mapped to itself, or the data is of another forcing.
+        """
+        if len(description.fields) != 1:
+            raise InputError(f"a symmetry moves one scalar field; the data has {', '.join(description.fields)}")
+        self.check(description.grid)
+        lengths = description.lengths
+        for i in self.isometries:
+            for a, length in enumerate(lengths):
+                if not math.isclose(lengths[i.axes[a]], length, rel_tol=1e-6):
+                    raise InputError(
+                        f"a symmetry swaps axes of the lengths {lengths[i.axes[a]]} and {length}; they must be equal"
+                    )
+        forcing = description.attributes.get("forcing")
+        if self.forcing is not None and forcing is not None and forcing != self.forcing:
+            raise InputError(f"the symmetry is of an equation with forcing {self.forcing!r}, the data's is {forcing!r}")
+
 
 def fno_forced_navier_stokes() -> SymmetryGroup:
     """Symmetries of the 2-D vorticity equation with the forcing of FNO's data, which depends on x + y alone.
@@ -150,7 +187,7 @@ def fno_forced_navier_stokes() -> SymmetryGroup:
     """
     swap = Isometry((1, 0), (1, 1), (0.0, 0.5), -1)
     rotation = Isometry((0, 1), (-1, -1), (0.25, 0.0))
-    return SymmetryGroup((identity(2), swap, rotation, swap.after(rotation)), ((1, -1),))
+    return SymmetryGroup((identity(2), swap, rotation, swap.after(rotation)), ((1, -1),), FNO_FORCING)
 
 
 def free_navier_stokes() -> SymmetryGroup:
@@ -163,4 +200,4 @@ def free_navier_stokes() -> SymmetryGroup:
     turns = [identity(2)]
     for _ in range(3):
         turns.append(turn.after(turns[-1]))
-    return SymmetryGroup((*turns, *(mirror.after(t) for t in turns)), ((1, 0), (0, 1)))
+    return SymmetryGroup((*turns, *(mirror.after(t) for t in turns)), ((1, 0), (0, 1)), NO_FORCING)

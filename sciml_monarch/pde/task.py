@@ -67,7 +67,7 @@ class PDETask(L.LightningModule):
         compile_net: Fuse the network's pointwise operations with ``torch.compile``; pays with ``cuda_graph``; compiles
             at the first step. Not for ``FNO``, whose FFTs are complex.
         symmetry: Symmetries of the equation; each trajectory of a batch is moved by a random one of them before the
-            network sees it. Validation and test data stay as they are.
+            network sees it. For data of one scalar field. Validation and test data stay as they are.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class PDETask(L.LightningModule):
         if self.symmetry is not None:
             if isinstance(data, PairData):
                 raise InputError("symmetry moves trajectories; inputs and targets of pairs may change in other ways")
-            self.symmetry.check(data.description.grid)
+            self.symmetry.check_data(data.description)
         if self.compile_net:
             self.surrogate.net.compile()
         if stage == "fit":

@@ -13,6 +13,7 @@ from sciml_monarch.monarch import (
     MonarchConv1x1,
     MonarchLinear,
     densify,
+    layers,
     project,
     restructure,
     sparsify,
@@ -208,6 +209,96 @@ def test_what_has_no_monarch_form_is_left_and_named():
     assert report.parameters_after == n_parameters(net)
     assert {row.layer for row in densify(net).converted} == {"frozen", "monarch", "same"}
     assert not net["frozen"].weight.requires_grad
+
+
+def test_layers_that_are_compiled_by_themselves_are_left_and_parts_of_a_compiled_network_are_not():
+    torch.compiler.reset()
+    for make, name, left in (
+        (lambda: nn.Sequential(torch.compile(nn.Linear(16, 16), backend="eager"), nn.Linear(16, 4)), "0._orig_mod", 1),
+        (lambda: torch.compile(mlp(16, 16, 4), backend="eager"), "_orig_mod.0", 0),
+        (lambda: nn.Sequential(torch.compile(mlp(16, 16), backend="eager"), nn.Linear(16, 4)), "0._orig_mod.0", 0),
+    ):
+        net, x = make(), torch.randn(2, 16)
+        before = net(x)
+        report = sparsify(net, 4)
+        assert bool(notes(report)[name]) == bool(left)
+        assert torch.equal(net(x), before) == bool(left)
+        assert len(structure(net)) == 1 - left
+    net = nn.Sequential(torch.compile(MonarchLinear(16, 16), backend="eager"), nn.Linear(16, 4))
+    assert "compiled by itself" in notes(densify(net))["0._orig_mod"]
+    with pytest.raises(InputError, match="compiled by itself"):
+        restructure(net, {})
+    restructure(net, structure(net))
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("init", ["project", "random"])
+def test_layers_that_would_not_become_smaller_are_left_unless_a_rank_is_given(init):
+    for blocks, left in ((1, {"0", "2", "4"}), (2, {"2"}), ((4, 2), set())):
+        report = sparsify(mlp(8, 64, 64, 8), blocks, init=init, head=True)
+        assert {row.layer for row in report.skipped} == left
+        assert all("would not become smaller" in row.note for row in report.skipped)
+        assert all(row.parameters_after < row.parameters_before for row in report.converted)
+    report = sparsify(mlp(64, 64, 64), 2, rank=32, init=init, head=True)
+    assert len(report.converted) == 2
+
+
+@pytest.mark.parametrize("init", ["project", "random"])
+def test_weights_that_cannot_be_decomposed_are_left(init):
+    net = mlp(16, 16, 16, 16, 4)
+    with torch.no_grad():
+        net[2].weight[3, 4] = float("nan")
+    net[4].weight = nn.Parameter(net[4].weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    report = sparsify(net, 4, init=init)
+    assert [row.layer for row in report.converted] == ["0"]
+    assert notes(report)["2"] == "its weight has entries that are not finite"
+    assert notes(report)["4"] == "its weight is torch.float8_e4m3fn"
+
+
+@pytest.mark.parametrize("way", ["sparsify", "densify", "restructure"])
+def test_a_failure_in_between_leaves_the_network_as_it_was(way, monkeypatch):
+    net = mlp(16, 16, 16, 4)
+    described = {"0": {"shape": [16, 16], "blocks": [4, 4], "rank": None}}
+    described["2"] = described["0"] | {"blocks": [17, 17]} if way == "restructure" else described["0"]
+    if way != "restructure":
+        name = {"sparsify": "to_monarch", "densify": "to_dense_layer"}[way]
+        original, calls = getattr(layers, name), []
+
+        def fails(*args):
+            calls.append(args)
+            if len(calls) == 2:
+                raise RuntimeError("out of memory")
+            return original(*args)
+
+        if way == "densify":
+            sparsify(net, 4)
+        monkeypatch.setattr(f"sciml_monarch.monarch.convert.{name}", fails)
+    before = list(net)
+    run = {"sparsify": sparsify, "densify": densify, "restructure": lambda net: restructure(net, described)}[way]
+    with pytest.raises(InputError if way == "restructure" else RuntimeError):
+        run(net)
+    assert all(a is b for a, b in zip(net, before, strict=True))
+
+
+def test_two_parameters_of_the_same_values_are_tied():
+    net = nn.Sequential(nn.Embedding(16, 16), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4))
+    net[1].weight = nn.Parameter(net[0].weight.detach())
+    report = sparsify(net, 4)
+    assert notes(report)["1"] == "its weight is shared with 0.weight"
+    assert notes(report)["2"] == ""
+    on_meta = mlp(16, 16, 16, 4).to("meta")
+    assert "no values yet" in notes(sparsify(on_meta, 4))["0"]
+
+
+def test_layers_that_hold_more_than_weight_and_bias_are_left():
+    net = mlp(16, 16, 16, 16, 16, 4)
+    net[0].register_buffer("scale", torch.ones(16))
+    net[2].adapter = nn.Identity()
+    net[4].gain = nn.Parameter(torch.ones(16))
+    net[6].register_buffer("unused", None)
+    report = sparsify(net, 4)
+    assert [notes(report)[i][-5:] for i in "024"] == ["scale", "apter", " gain"]
+    assert [row.layer for row in report.converted] == ["6"]
 
 
 def test_rank_that_does_not_fit_leaves_the_layer():

@@ -85,6 +85,23 @@ def test_first_moment_of_a_matrix_is_the_smallest_that_explains_those_of_the_fac
         torch.testing.assert_close(to_matrix(moments, factors, (m, n), False), expected, rtol=1e-6, atol=1e-7)
 
 
+def test_first_moment_of_a_low_rank_takes_no_square_bases(monkeypatch):
+    """Of a sub-block of 96 x 80 and rank 2 only the two directions that the factors see are decomposed."""
+    shapes, svd = [], torch.linalg.svd
+
+    def seen(matrix, full_matrices=True):
+        found = svd(matrix, full_matrices=full_matrices)
+        shapes.extend(tuple(f.shape[-2:]) for f in (found[0], found[2]))
+        return found
+
+    monkeypatch.setattr(torch.linalg, "svd", seen)
+    factors = factors_of(96, 80, 1, 2)
+    gradient = to_matrix(to_factors(randn(96, 80), factors, False), factors, (96, 80), False)
+    assert max(min(shape) for shape in shapes) == 2
+    # of rank 4 at most: what neither factor sees is zero
+    assert (torch.linalg.svdvals(gradient) > 1e-9).sum() == 4
+
+
 def test_directions_that_the_factors_hardly_see_are_not_blown_up():
     factors = Factors(
         torch.ones(1, 2, 2) * torch.tensor([[1.0], [1e-6]]), torch.ones(1, 2, 2) * torch.tensor([1.0, 1e-6])
@@ -140,12 +157,12 @@ OPTIMIZERS = {
 }
 
 
-def net_of(blocks=None):
+def net_of(blocks=None, rank=None):
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Unflatten(-1, (32, 1)), nn.Conv1d(32, 16, 1))
     net.append(nn.Flatten()).append(nn.Tanh()).append(Conv1D(16, 16))
     if blocks:
-        sparsify(net, blocks, init="random", head=True)
+        sparsify(net, blocks, rank, init="random", head=True)
     return net
 
 
@@ -205,7 +222,7 @@ def test_every_state_comes_along_in_shape_and_place(way, name):
 def test_training_goes_on_without_a_jump(way, name):
     """The losses after the switch are at most those of the run without one, and below those after a reset."""
     sparse = way == "sparse to dense"
-    net = net_of(2 if sparse else None)
+    net = net_of(2, 4) if sparse else net_of()
     optimizer = OPTIMIZERS[name](net.parameters())
     data = list(batches(410))
     train(net, optimizer, data[:400])
@@ -281,6 +298,48 @@ def test_unknown_states_start_anew():
     assert set(optimizer.state) == {net[0].bias, net[3].linear.bias, net[6].linear.bias}
     train(net, optimizer, batches(2))
     assert optimizer.state[net[0].w1]["step"] == 2
+
+
+def test_statistics_of_other_shapes_start_anew():
+    net = net_of()
+    optimizer = torch.optim.Adafactor(net.parameters())
+    train(net, optimizer, batches(2))
+    with carry_over(net, optimizer):
+        sparsify(net, 4, head=True)
+    assert set(optimizer.state) == {net[0].bias, net[3].linear.bias, net[6].linear.bias}
+    train(net, optimizer, batches(2))
+    assert optimizer.state[net[0].w1]["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda net: torch.optim.LBFGS(net.parameters()), "LBFGS cannot go on when layers are replaced"),
+        (lambda net: torch.optim.Muon([net[0].weight]), "Muon cannot go on when layers are replaced"),
+    ],
+)
+def test_optimizers_that_cannot_follow_are_refused(make, message):
+    net = net_of()
+    optimizer = make(net)
+    with pytest.raises(InputError, match=message), carry_over(net, optimizer):
+        sparsify(net, 4)
+    assert isinstance(net[0], nn.Linear)
+
+
+def test_names_in_groups_follow():
+    net = nn.ModuleDict({"net": net_of()})
+    own = net["net"]
+    named = list(net.named_parameters())
+    optimizer = torch.optim.Adam([{"params": named[:1]}, {"params": named[1:]}])
+    names = [group["param_names"] for group in optimizer.param_groups]
+    before = [list(n) for n in names]
+    for convert in (lambda: sparsify(own, 4, head=True), lambda: densify(own)):
+        with carry_over(net, optimizer):
+            convert()
+        of_parameters = {p: name for name, p in net.named_parameters()}
+        for group in optimizer.param_groups:
+            assert group["param_names"] == [of_parameters[p] for p in group["params"]]
+    assert [group["param_names"] for group in optimizer.param_groups] == before
 
 
 def test_factors_in_different_groups_are_refused():

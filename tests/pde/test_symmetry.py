@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde import gaussian_random_field, simulate_navier_stokes
+from sciml_monarch.pde import Description, gaussian_random_field, simulate_navier_stokes
 from sciml_monarch.pde.solvers.vorticity import fno_forcing
 from sciml_monarch.pde.symmetry import (
+    FNO_FORCING,
+    NO_FORCING,
     Isometry,
     SymmetryGroup,
     fno_forced_navier_stokes,
@@ -120,3 +122,27 @@ def test_grids_that_are_not_mapped_to_themselves(grid, message):
 def test_a_group_of_no_or_mixed_axes_is_refused():
     with pytest.raises(InputError, match="one number of axes"):
         SymmetryGroup((identity(2),), ((1, 0, 0),))
+
+
+@pytest.mark.parametrize(
+    ("group", "fields", "lengths", "forcing", "message"),
+    [
+        (free_navier_stokes(), ("u", "v"), (1.0, 1.0), None, "one scalar field; the data has u, v"),
+        (free_navier_stokes(), ("w",), (1.0, 2.0), None, "lengths 2.0 and 1.0|lengths 1.0 and 2.0"),
+        (free_navier_stokes(), ("w",), (1.0, 1.0), FNO_FORCING, "forcing 'none', the data's is '0.1"),
+        (fno_forced_navier_stokes(), ("w",), (1.0, 1.0), NO_FORCING, "the data's is 'none'"),
+        (free_navier_stokes(), ("w",), (1.0, 1.0), None, ""),
+        (free_navier_stokes(), ("w",), (1.0, 1.0), NO_FORCING, ""),
+        (fno_forced_navier_stokes(), ("w",), (1.0, 1.0), FNO_FORCING, ""),
+        (SymmetryGroup((identity(2),), ((0, 1),)), ("w",), (1.0, 2.0), FNO_FORCING, ""),
+    ],
+)
+def test_data_of_another_equation_or_domain_is_refused(group, fields, lengths, forcing, message):
+    attributes = {} if forcing is None else {"forcing": forcing}
+    units = ("1",) * len(fields)
+    described = Description(fields, units, (16, 16), lengths, dt=1.0, n_history=1, n_steps=1, attributes=attributes)
+    if not message:
+        group.check_data(described)
+        return
+    with pytest.raises(InputError, match=message):
+        group.check_data(described)

@@ -8,7 +8,13 @@ import torch
 from sciml_monarch import InputError, load
 from sciml_monarch.pde import FNO, MonarchFNO, UNet, gaussian_random_field
 from sciml_monarch.pde.data import Loader, PairData, TrajectoryData
-from sciml_monarch.pde.symmetry import SymmetryGroup, fno_forced_navier_stokes, identity
+from sciml_monarch.pde.symmetry import (
+    FNO_FORCING,
+    SymmetryGroup,
+    fno_forced_navier_stokes,
+    free_navier_stokes,
+    identity,
+)
 from sciml_monarch.pde.synthetic import write_neuralop_darcy
 from sciml_monarch.pde.task import Optimization, PDETask, RolloutLoss
 from sciml_monarch.training import BEST, LAST, fit
@@ -135,6 +141,13 @@ def test_trajectories_are_moved_in_training_only_and_anew_in_each_epoch(vorticit
 def test_a_symmetry_of_another_grid_is_refused(vorticity_folder, tmp_path):
     task = PDETask(monarch(), symmetry=SymmetryGroup((identity(3),)))
     with pytest.raises(InputError, match="3 axes"):
+        fit(task, data(vorticity_folder), tmp_path, trainer_options=CPU | {"max_epochs": 1})
+
+
+def test_a_symmetry_of_another_forcing_is_refused(vorticity_folder, tmp_path):
+    assert data(vorticity_folder).description.attributes["forcing"] == FNO_FORCING
+    task = PDETask(monarch(), symmetry=free_navier_stokes())
+    with pytest.raises(InputError, match="of an equation with forcing 'none', the data's is"):
         fit(task, data(vorticity_folder), tmp_path, trainer_options=CPU | {"max_epochs": 1})
 
 
