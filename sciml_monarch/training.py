@@ -97,15 +97,33 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def checkpointing(out: Path, monitor: str | None) -> list[Callback]:
+class _Seldom(ModelCheckpoint):
+    """Writes every few epochs, and when a training ends or is told to."""
+
+    def __init__(self, folder: Path, every_n_epochs: int) -> None:
+        super().__init__(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+        self._interval = every_n_epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes, or not."""
+        epochs = trainer.current_epoch + 1
+        ends = epochs == trainer.max_epochs or trainer.global_step == trainer.max_steps or trainer.should_stop
+        if ends or epochs % self._interval == 0:
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+def checkpointing(out: Path, monitor: str | None, every_n_epochs: int = 1) -> list[Callback]:
     """Callbacks that keep the best network and, at the end of each epoch, the state to resume from.
 
     Args:
         out: Run folder.
         monitor: Logged value whose smallest marks the best network; ``None`` keeps only the last.
+        every_n_epochs: Epochs from one state to resume from to the next; the last epoch has one in any case.
     """
     folder = out / "checkpoints"
-    last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+    last: ModelCheckpoint = _Seldom(folder, every_n_epochs)
+    if every_n_epochs == 1:
+        last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     if monitor is None:
         return [last]
     best = ModelCheckpoint(
@@ -135,6 +153,7 @@ def fit(
     overwrite: bool = False,
     monitor: str | None = "auto",
     trainer_options: dict[str, Any] | None = None,
+    every_n_epochs: int = 1,
 ) -> L.Trainer:
     """Trains in a run folder; what ``sciml-monarch train`` does after it has read its configuration.
 
@@ -147,6 +166,7 @@ def fit(
         monitor: Logged value whose smallest marks the best network, ``auto``: the task's own (:func:`monitor_of`);
             ``None`` where nothing is validated.
         trainer_options: Arguments of Lightning's ``Trainer``.
+        every_n_epochs: See :func:`checkpointing`.
 
     Returns:
         The trainer after the fit.
@@ -156,8 +176,9 @@ def fit(
     """
     check_folder(out, resume, overwrite)
     options = {"num_sanity_val_steps": 0, "log_every_n_steps": 1, **(trainer_options or {})}
+    saving = checkpointing(out, monitor_of(task, monitor), every_n_epochs)
     trainer = L.Trainer(
-        **options | {"callbacks": [*options.get("callbacks", []), *checkpointing(out, monitor_of(task, monitor))]},
+        **options | {"callbacks": [*options.get("callbacks", []), *saving]},
         default_root_dir=out,
         logger=loggers(out),
     )

@@ -6,7 +6,8 @@
 ViT-B/16 (timm; the fused query, key and value map of its Monarch form split into three, as in the paper), GPT-2 small
 and medium and BERT-large (transformers), with random weights: speed and parameters, not quality. Both forms of a
 network are timed in turns in one process. Layers alone, of all widths and batch sizes, show where it does not pay. A
-package that is missing is a row that says so.
+package that is missing is a row that says so, as is whatever fails. A file that is there keeps its rows; those that are
+measured anew replace theirs.
 """
 
 import gc
@@ -206,7 +207,7 @@ def benchmark_sparse(
     """Times training steps of dense and of sparsified networks, and of single layers.
 
     Args:
-        out: JSON file for the rows; written after each.
+        out: JSON file for the rows; written after each. Rows of an earlier run that are not measured now stay.
         networks: Which; by default all: "ViT-B/16", "GPT-2 small", "GPT-2 medium", "BERT-large" and
             "OperatorTransformer".
         blocks: Blocks of the Monarch matrices; the paper's are 4.
@@ -229,25 +230,37 @@ def benchmark_sparse(
     if unknown:
         raise InputError(f"there are no networks {sorted(unknown)}; networks are {', '.join(known)}")
     modes = modes or (["eager", "compiled"] if where.type == "cuda" else ["eager"])
-    rows: list[dict[str, Any]] = []
     origin = provenance(where) | {"backend": backend}
+    setting = {"blocks": blocks, "precision": precision, "backend": backend}
+    rows = earlier_rows(out)
 
     def add(make: Callable[[], dict[str, Any]], title: dict[str, Any]) -> None:
+        title |= setting
+        places = [i for i, row in enumerate(rows) if all(row.get(key) == title[key] for key in title)]
         if time.monotonic() - start > time_limit:
-            rows.append(title | {"skipped": "time is up"})
+            if places:  # measured before
+                return
+            row = {"skipped": "time is up"}
         else:
             try:
                 with use_backend(backend):
-                    rows.append(make())
+                    row = make()
             except torch.OutOfMemoryError:
-                rows.append(title | {"skipped": "out of memory"})
+                row = {"skipped": "out of memory"}
             except ImportError as error:  # of what a package needs in turn: timm imports torchvision
-                rows.append(title | {"skipped": f"cannot be imported: {error}"})
+                row = {"skipped": f"cannot be imported: {error}"}
+            except Exception as error:  # of a compiler, a kernel: the other rows are not lost
+                row = {"skipped": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
             gc.collect()
             torch._dynamo.reset()
             if where.type == "cuda":
                 torch.cuda.empty_cache()
-        print(json.dumps(rows[-1]), flush=True)
+        row = title | row | origin
+        if places:
+            rows[places[0]] = row
+        else:
+            rows.append(row)
+        print(json.dumps({key: value for key, value in row.items() if key not in origin}), flush=True)
         with replacing(out) as temporary:
             temporary.write_text(json.dumps({"provenance": origin, "rows": rows}, indent=2))
 
@@ -269,12 +282,34 @@ def benchmark_sparse(
             ),
             {"layer": f"{width} -> {ratio * width}", "tokens": tokens},
         )
-    print(table(rows))
+    print(table([row for row in rows if all(row[key] == setting[key] for key in setting)]))
+
+
+def earlier_rows(out: Path) -> list[dict[str, Any]]:
+    """Rows that a file has, each with where it comes from.
+
+    Raises:
+        InputError: The file is not one of this program.
+    """
+    if not out.exists():
+        return []
+    try:
+        content = json.loads(out.read_text())
+        return [content["provenance"] | row for row in content["rows"]]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{out} is no file of this program; give another --out") from None
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: the networks, and the layers and networks that are not faster as Monarch matrices."""
-    lines = [
+    """Markdown: the layers and networks that are not faster as Monarch matrices, then the networks, a short table."""
+    slower = [row for row in rows if row.get("speed_up", 1.0) < 1]
+    lines = ["Where it does not pay:", ""]
+    lines += ["| layer or network | tokens | speed-up |", "|---|---|---|"] if slower else ["nowhere in this run."]
+    for row in slower:
+        n_tokens = row["tokens"] * row.get("batch", 1)
+        lines.append(f"| {row.get('network') or row['layer']} | {n_tokens} | {row['speed_up']:.2f} |")
+    lines += [
+        "",
         "| network | batch x tokens | | parameters (million) | dense (ms) | Monarch (ms) | speed-up |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -283,7 +318,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             continue
         how = "compiled" if row["compiled"] else "eager"
         if "skipped" in row:
-            lines.append(f"| {row['network']} | {row['batch']} | {how} | {row['skipped']} | | | |")
+            reason = row["skipped"].replace("|", "/")
+            lines.append(f"| {row['network']} | {row['batch']} | {how} | {reason} | | | |")
             continue
         count, ms = row["n_parameters"], {k: 1e3 * v for k, v in row["step_seconds"].items()}
         paper = row["parameters_in_the_paper_millions"]
@@ -293,12 +329,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {count['dense'] / 1e6:.1f} -> {count['monarch'] / 1e6:.1f}{of_paper} "
             f"| {ms['dense']:.2f} | {ms['monarch']:.2f} | {row['speed_up']:.2f} |"
         )
-    slower = [row for row in rows if row.get("speed_up", 1.0) < 1]
-    lines += ["", "Where it does not pay:", "", "| layer or network | tokens | speed-up |", "|---|---|---|"]
-    for row in slower:
-        n_tokens = row["tokens"] * row.get("batch", 1)
-        lines.append(f"| {row.get('network') or row['layer']} | {n_tokens} | {row['speed_up']:.2f} |")
-    return "\n".join(lines if slower else [*lines[:-2], "nowhere in this run."])
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

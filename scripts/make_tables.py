@@ -63,6 +63,10 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         for test in ("same", "other")
     },
 }
+TABLES["results/mri_few_slices/README.md"] |= {
+    **{f"linear_{test}": partial(mri.linear, test) for test in ("same", "other")},
+    **{f"real_{scan}": partial(mri.real, scan) for scan in ("pulseq_brain_16ch", "iraki_brain_16ch")},
+}
 
 
 def fill(file: str) -> str:

@@ -123,10 +123,17 @@ def _worker(jobs: Any, rows: Any, file: Path, device: str, keep: Path | None) ->
             rows.put(job.cell._asdict() | {"error": repr(error)})
 
 
-def chosen_rates(file: Path) -> dict[tuple[str, str, int], float]:
-    """The learning rate that is best on validation slices, by table, network and split."""
+def chosen_rates(file: Path, n_steps: int | None = None) -> dict[tuple[str, str, int], float]:
+    """The learning rate that is best on validation slices, by table, network and split.
+
+    Args:
+        file: What ``tune`` wrote.
+        n_steps: Instead of the recipes'; trainings of other numbers of steps do not count.
+    """
     best: dict[tuple[str, str, int], tuple[float, float]] = {}
     for row in read_rows(file):
+        if row["n_steps"] != recipe_of(Cell(*(row[name] for name in Cell._fields)), n_steps=n_steps).n_steps:
+            continue
         key = row["table"], row["network"], row["head"]
         best[key] = max(best.get(key, (-math.inf, 0.0)), (row["validation_psnr"], row["learning_rate"]))
     return {key: rate for key, (_, rate) in best.items()}
@@ -147,10 +154,12 @@ def tune(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Trains and tests, with the learning rates that ``tune`` found where they are given."""
-    rates = chosen_rates(arguments.rates) if arguments.rates else {}
+    rates = chosen_rates(arguments.rates, arguments.n_steps) if arguments.rates else {}
     todo = []
     for table in arguments.table:
         for cell in cells(table):
+            if arguments.only and cell.network not in arguments.only:
+                continue
             rate = rates.get(("unrolled" if table == "real" else table, cell.network, cell.head))
             if arguments.rates and rate is None:
                 raise SystemExit(
@@ -161,12 +170,19 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def _run(todo: list[Job], arguments: argparse.Namespace) -> None:
-    """Does what the output does not have yet, several trainings at once, until the time is up."""
+    """Does what the output does not have yet, several trainings at once, until the time is up.
+
+    Raises:
+        SystemExit: With status 1 and their number: some failed.
+    """
     start = time.monotonic()
     done = done_in(arguments.out)
     todo = [job for job in todo if (*job.cell, job.recipe.n_steps, job.recipe.learning_rate) not in done]
     if arguments.only:
         todo = [job for job in todo if job.cell.network in arguments.only]
+    if not todo:
+        print(f"nothing to do: {arguments.out} has all")
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     simulated = arguments.out.with_suffix(".scans")
@@ -187,6 +203,7 @@ def _run(todo: list[Job], arguments: argparse.Namespace) -> None:
     for worker in workers:
         worker.start()
     source = provenance(torch.device(device))
+    n_failed = 0
     try:
         with arguments.out.open("a") as file:
             for number in range(len(todo)):
@@ -201,6 +218,7 @@ def _run(todo: list[Job], arguments: argparse.Namespace) -> None:
                     break
                 row = rows.get()
                 if "error" in row:
+                    n_failed += 1
                     print(row, flush=True)
                     continue
                 file.write(json.dumps(row | source) + "\n")
@@ -209,6 +227,8 @@ def _run(todo: list[Job], arguments: argparse.Namespace) -> None:
         for worker in workers:
             worker.terminate()
         simulated.unlink()
+    if n_failed:
+        raise SystemExit(f"{n_failed} of {len(todo)} trainings failed; their errors are above, run again for them")
 
 
 def main() -> None:

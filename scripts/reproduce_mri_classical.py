@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from reproduce_mri_protocol import (
+    BLOCKS,
     CELLS,
     OTHER_MASKS,
     REAL_TABLE,
@@ -28,15 +29,17 @@ from sciml_monarch.mri.base import magnitude
 from sciml_monarch.mri.classical import cg_sense, l1_wavelet, zero_filled_sense
 from sciml_monarch.mri.few_slices import Slices, reconstruct_slices, score_images
 from sciml_monarch.mri.ista import SPEED, MonarchISTA
+from sciml_monarch.provenance import provenance
 
 
 def untrained_ista(
     kspace: torch.Tensor, mask: torch.Tensor, maps: torch.Tensor, n_steps: int, scale: float
 ) -> torch.Tensor:
     """FISTA in a block DCT with cycle spinning: MonarchISTA as it starts, its thresholds times ``scale``."""
-    net = MonarchISTA(n_steps).to(kspace.device).eval()
+    net = MonarchISTA(n_steps, BLOCKS).to(kspace.device).eval()
     with torch.no_grad():
-        net.threshold.add_(math.log(scale) / SPEED)
+        for threshold in net.threshold:
+            threshold.add_(math.log(scale) / SPEED)
         image: torch.Tensor = net(kspace, mask, maps)
     return image
 
@@ -72,6 +75,7 @@ def classical(arguments: argparse.Namespace) -> None:
         settings = {name: choices for name, choices in settings.items() if name in arguments.only}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = done_in(arguments.out)
+    source = provenance(torch.device(device))
     with arguments.out.open("a") as file:
         for table in arguments.table:
             for kind, acceleration in dict.fromkeys(c[:2] for c in CELLS[table]):
@@ -89,7 +93,7 @@ def classical(arguments: argparse.Namespace) -> None:
                         scores = scores_of(
                             choices[best], [(n, s.to(device), m.to(device)) for n, s, m in tests_of(test, real, cell)]
                         )
-                        file.write(json.dumps(cell._asdict() | row | {"scores": scores}) + "\n")
+                        file.write(json.dumps(cell._asdict() | row | {"scores": scores} | source) + "\n")
                         file.flush()
                         print(cell, row, scores["same"], flush=True)
 

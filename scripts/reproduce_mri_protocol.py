@@ -29,6 +29,7 @@ N_COILS = 8
 NOISE = 0.01
 GAP = 3  # slices between those for validation and those for training
 N_STEPS = 30
+BLOCKS = (4, 8, 16)
 OTHER_MASKS = (101, 102, 103)
 CENTER = {2: 0.08, 4: 0.08, 8: 0.04}  # fastMRI's shares of fully sampled columns
 
@@ -107,10 +108,11 @@ NETWORKS: dict[str, dict[str, Network]] = {
             2,
             (1, 100),
         ),
-        "MonarchISTA, transform frozen": Network(lambda shape: frozen(MonarchISTA(N_STEPS)), SPARSE),
-        "MonarchISTA": Network(lambda shape: MonarchISTA(N_STEPS), SPARSE),
+        "MonarchISTA, transform frozen": Network(lambda shape: frozen(MonarchISTA(N_STEPS, BLOCKS)), SPARSE),
+        "MonarchISTA, blocks of 8": Network(lambda shape: MonarchISTA(N_STEPS), SPARSE, 1, (1, 100)),
+        "MonarchISTA": Network(lambda shape: MonarchISTA(N_STEPS, BLOCKS), SPARSE),
         "MonarchISTA, growing": Network(
-            lambda shape: MonarchISTA(N_STEPS, n_cascades=6, channels=8), replace(CNN, unlock=(0.4,)), 2
+            lambda shape: MonarchISTA(N_STEPS, BLOCKS, n_cascades=6, channels=8), replace(CNN, unlock=(0.4,)), 2
         ),
     },
 }

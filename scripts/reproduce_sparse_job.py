@@ -24,6 +24,7 @@ from sciml_monarch.training import LAST, fit, quiet
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs/sparse_training"
 ROW = "row.json"
+EPOCHS_A_CHECKPOINT = 5  # weights and moments of 76 million parameters are 0.9 GB
 
 
 def folder_name(row: str, epochs: int, seed: int) -> str:
@@ -121,6 +122,25 @@ class Recorder(L.Callback):
             torch.cuda.synchronize(module.device)
 
 
+class Deadline(L.Callback):
+    """Stops after the last epoch that ends before a time, so that its checkpoint can be resumed from."""
+
+    def __init__(self, at: float) -> None:
+        """``at``: what ``time.time()`` will be then."""
+        self.at = at
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes when."""
+        self._start = time.time()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stops where another epoch as long as this one would be too long, its checkpoint written."""
+        now = time.time()
+        if now + 1.2 * (now - self._start) > self.at:
+            trainer.should_stop = True
+
+
 def read_config(file: Path, settings: list[str] | None = None) -> dict[str, Any]:
     """Reads a YAML with base.yaml under it and settings on top of it.
 
@@ -157,10 +177,15 @@ def _merge(config: dict[str, Any], other: dict[str, Any]) -> None:
 def build(config: dict[str, Any]) -> tuple[PDETask, TrajectoryData, list[L.Callback]]:
     """Task, data and callbacks of a configuration, checked against their signatures.
 
+    It needs jsonargparse, which comes with the package but not with torch and Lightning alone.
+
     Raises:
-        InputError: A name or value is wrong.
+        InputError: A name or value is wrong, or jsonargparse is not installed.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    try:
+        from jsonargparse import ArgumentError, ArgumentParser
+    except ImportError as error:
+        raise InputError(f"YAMLs need jsonargparse: pip install 'jsonargparse[signatures]' ({error})") from None
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(PDETask, "model")
@@ -175,14 +200,15 @@ def build(config: dict[str, Any]) -> tuple[PDETask, TrajectoryData, list[L.Callb
     return made.model, made.data, made.callbacks
 
 
-def train_job(job: Job, out: Path, settings: list[str], device: int | None) -> None:
-    """Trains one row and tests it; writes ``row.json`` into its run folder.
+def train_job(job: Job, out: Path, settings: list[str], device: int | None, deadline: float = float("inf")) -> None:
+    """Trains one row and tests it; writes ``row.json`` into its run folder if it gets to its last epoch in time.
 
     Args:
         job: What to train.
         out: Folder of all runs.
         settings: See :func:`read_config`.
         device: Number of the GPU; ``None``: the CPU.
+        deadline: Value of ``time.time()`` before which it is to end.
     """
     quiet()
     config = read_config(CONFIGS / f"{job.row}.yaml", settings)
@@ -201,11 +227,14 @@ def train_job(job: Job, out: Path, settings: list[str], device: int | None) -> N
         "accelerator": "cpu" if device is None else "gpu",
         "devices": 1 if device is None else [device],
         "max_epochs": job.epochs,
-        "callbacks": [*callbacks, recorder],
+        "callbacks": [*callbacks, recorder, Deadline(deadline)],
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    trainer = fit(task, data, folder, resume, not resume, config.get("monitor", "auto"), options)
+    # what is tested is the last network: the best one is not kept
+    trainer = fit(task, data, folder, resume, not resume, None, options, EPOCHS_A_CHECKPOINT)
+    if len(recorder.epochs) < job.epochs:
+        return
     seconds = recorder.state_dict()["seconds"]
     tested = trainer.test(task, datamodule=data, verbose=False)[0]
     phases = recorder.phases(int(trainer.num_training_batches))

@@ -4,10 +4,11 @@
     python scripts/reproduce_sparse_training.py table runs/sparse_training/rows.jsonl
 
 Each YAML in configs/sparse_training is a row. ``train`` trains all of them, or ``--rows``, one on each GPU at a time;
-it simulates the data where there is none, goes on where it was stopped, and stops by itself after ``--time_limit``.
-First every row is trained for the same number of epochs. Rows that start from a trained dense network wait for
-``dense``; their ``max_epochs`` is their share of those of ``dense.yaml``, and ``--epochs`` scales all alike. Then
-(``--budgets time``) every row is trained anew for as many epochs as fit into the time that ``dense`` took.
+it simulates the data of the YAMLs where there is none, goes on where it was stopped (checkpoints are written every few
+epochs), and stops by itself before ``--time_limit``. First every row is trained for the same number of epochs. Rows
+that start from a trained dense network wait for ``dense``; their ``max_epochs`` is their share of those of
+``dense.yaml``, and ``--epochs`` scales all alike. Then (``--budgets time``) every row of that many epochs is trained
+anew for as many epochs as fit into the time that ``dense`` took. An output folder has one list of ``--set``.
 
 Validation errors are those of 40 trajectories while training; the test set is used once, at the end, on the last
 weights.
@@ -29,6 +30,8 @@ from sciml_monarch.files import replacing
 from sciml_monarch.pde.readers import open_trajectories
 
 DENSE = "dense"
+CONTINUED = "dense_continued"
+SHORT = (CONTINUED, "dense_to_sparse")  # rows that begin so are trained for a part of the epochs
 
 
 def row_names(configs: Path = CONFIGS) -> list[str]:
@@ -36,9 +39,21 @@ def row_names(configs: Path = CONFIGS) -> list[str]:
     return sorted((path.stem for path in configs.glob("*.yaml")), key=lambda name: (name != DENSE, name))
 
 
-def starts_from_dense(config: dict[str, Any]) -> bool:
+def starts_from_dense(name: str) -> bool:
     """Whether a row goes on from the trained dense network."""
-    return any(c["class_path"] == "DenseToSparse" for c in config["trainer"].get("callbacks") or ())
+    callbacks = read_config(CONFIGS / f"{name}.yaml")["trainer"].get("callbacks") or ()
+    return name == CONTINUED or any(c["class_path"] == "DenseToSparse" for c in callbacks)
+
+
+def has_equal_time(name: str) -> bool:
+    """Whether a row is also trained for the time of the dense one."""
+    return name != DENSE and not name.startswith(SHORT)
+
+
+def epochs_of(name: str, dense: int | None) -> int:
+    """Epochs of a row where the dense one has so many; ``None``: those of its YAML."""
+    own, full = (read_config(CONFIGS / f"{n}.yaml")["trainer"]["max_epochs"] for n in (name, DENSE))
+    return max(1, round(own * (dense or full) / full))
 
 
 def finished(out: Path) -> list[dict[str, Any]]:
@@ -46,7 +61,14 @@ def finished(out: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(out.glob(f"*/{ROW}"))]
 
 
-def plan(names: list[str], budgets: list[str], epochs: int | None, seed: int, rows: list[dict[str, Any]]) -> list[Job]:
+def plan(
+    names: list[str],
+    budgets: list[str],
+    epochs: int | None,
+    seed: int,
+    rows: list[dict[str, Any]],
+    settings: list[str],
+) -> list[Job]:
     """The trainings that are still to do and can be done now.
 
     Args:
@@ -55,20 +77,24 @@ def plan(names: list[str], budgets: list[str], epochs: int | None, seed: int, ro
         epochs: Epochs of the dense row; ``None``: those of its YAML.
         seed: Of the trainings.
         rows: What is finished.
+        settings: ``--set``.
+
+    Raises:
+        InputError: What is finished was trained with other settings.
     """
-    of_dense = read_config(CONFIGS / f"{DENSE}.yaml")["trainer"]["max_epochs"]
-    wanted = epochs or of_dense
+    for finished_row in rows:
+        check_settings(finished_row["row"], finished_row["settings"], settings)
+    wanted = epochs_of(DENSE, epochs)
     done = {(row["row"], row["epochs"]): row for row in rows if row["seed"] == seed}
     dense = done.get((DENSE, wanted))
     jobs = []
     for name in names:
-        config = read_config(CONFIGS / f"{name}.yaml")
-        own = max(1, round(config["trainer"]["max_epochs"] * wanted / of_dense))
-        start = folder_name(DENSE, wanted, seed) if starts_from_dense(config) else None
+        own = epochs_of(name, wanted)
+        start = folder_name(DENSE, wanted, seed) if starts_from_dense(name) else None
         row = done.get((name, own))
         if row is None and "epochs" in budgets and (start is None or dense is not None):
             jobs.append(Job(name, own, "epochs", start, seed))
-        if row is None or dense is None or "time" not in budgets or name == DENSE or start is not None:
+        if row is None or dense is None or "time" not in budgets or not has_equal_time(name):
             continue
         fitting = fitting_epochs(row, dense)
         if (name, fitting) not in done:
@@ -78,24 +104,63 @@ def plan(names: list[str], budgets: list[str], epochs: int | None, seed: int, ro
 
 def fitting_epochs(row: dict[str, Any], dense: dict[str, Any]) -> int:
     """Epochs of a row that fit into the time of the dense one."""
-    return max(1, round(row["epochs"] * dense["train_seconds"] / row["train_seconds"]))
+    return max(1, int(row["epochs"] * dense["train_seconds"] / row["train_seconds"]))
 
 
-def _work(job: Job, out: Path, settings: list[str], device: int | None) -> None:
+def waiting(
+    names: list[str], budgets: list[str], epochs: int | None, seed: int, rows: list[dict[str, Any]]
+) -> list[str]:
+    """Rows that cannot be trained because another is not finished, and which; arguments as of :func:`plan`."""
+    wanted = epochs_of(DENSE, epochs)
+    done = {(row["row"], row["epochs"]) for row in rows if row["seed"] == seed}
+    found = []
+    for name in names:
+        from_dense = "epochs" in budgets and starts_from_dense(name) and (name, epochs_of(name, wanted)) not in done
+        timed = "time" in budgets and has_equal_time(name)
+        if (from_dense or timed) and (DENSE, wanted) not in done:
+            found.append(f"{name}{'' if from_dense else ' at equal time'} waits for {DENSE} of {wanted} epochs")
+        elif timed and "epochs" not in budgets and (name, epochs_of(name, wanted)) not in done:
+            found.append(f"{name} at equal time waits for {name} at equal epochs")
+    return found
+
+
+def check_settings(what: str, stored: list[str], given: list[str]) -> None:
+    """Refuses what was trained with another ``--set``.
+
+    Raises:
+        InputError: So it was.
+    """
+    if stored != given:
+        had, now = (" ".join(settings) or "nothing" for settings in (stored, given))
+        raise InputError(f"{what} was trained with --set {had}, not {now}; give the same, or another --out")
+
+
+def _work(job: Job, out: Path, settings: list[str], device: int | None, deadline: float) -> None:
     if device is None:
         torch.set_num_threads(1)
-    raise SystemExit(guarded(job.folder, lambda: train_job(job, out, settings, device)))
+    raise SystemExit(guarded(job.folder, lambda: train_job(job, out, settings, device, deadline)))
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Trains what the output folder lacks, one training on each device at a time, until the time is up."""
+    """Trains what the output folder lacks, one training on each device at a time, until the time is up.
+
+    Raises:
+        InputError: A training failed, or one waits for another that is not there; other settings than before.
+    """
     start = time.monotonic()
     out: Path = arguments.out
     names = arguments.rows or row_names()
     unknown = set(names) - set(row_names())
     if unknown:
         raise InputError(f"there are no rows {sorted(unknown)}; rows are {', '.join(row_names())}")
-    ensure_data([read_config(CONFIGS / f"{name}.yaml", arguments.set) for name in names])
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    stored = out / "settings.json"  # also of trainings that are not finished
+    if stored.is_file():
+        check_settings(f"what {out} holds", json.loads(stored.read_text()), arguments.set)
+    plan(names, arguments.budgets, arguments.epochs, arguments.seed, finished(out), arguments.set)
+    ensure_data(names, arguments.set)
+    with replacing(stored) as temporary:
+        temporary.write_text(json.dumps(arguments.set))
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if arguments.devices is not None:
         n_gpus = min(n_gpus, arguments.devices)
@@ -103,6 +168,9 @@ def train(arguments: argparse.Namespace) -> None:
     context = mp.get_context("spawn")
     running: dict[str, tuple[Any, Job, int | None]] = {}
     failed: set[str] = set()
+    paused: set[str] = set()
+    deadline = time.time() + start + arguments.time_limit - time.monotonic()
+    is_late = False
     try:
         while True:
             for key, (process, _, device) in list(running.items()):
@@ -111,23 +179,27 @@ def train(arguments: argparse.Namespace) -> None:
                 process.join()
                 del running[key]
                 free.append(device)
-                if not (out / key / ROW).is_file():
+                if not (out / key / ROW).is_file() and process.exitcode == 0:
+                    paused.add(key)
+                    print(f"{key}: stopped before the time is up; run again to go on", flush=True)
+                elif not (out / key / ROW).is_file():
                     failed.add(key)
                     print(f"{key}: stopped with exit status {process.exitcode}", flush=True)
                 else:
                     print(f"{key}: finished after {time.monotonic() - start:.0f} s", flush=True)
                     write_rows(out)
-            jobs = plan(names, arguments.budgets, arguments.epochs, arguments.seed, finished(out))
-            waiting = [job for job in jobs if job.folder not in running and job.folder not in failed]
-            while free and waiting:
-                job, device = waiting.pop(0), free.pop(0)
-                process = context.Process(target=_work, args=(job, out, arguments.set, device))
+            jobs = plan(names, arguments.budgets, arguments.epochs, arguments.seed, finished(out), arguments.set)
+            jobs = [job for job in jobs if job.folder not in {*running, *failed, *paused}]
+            while free and jobs:
+                job, device = jobs.pop(0), free.pop(0)
+                process = context.Process(target=_work, args=(job, out, arguments.set, device, deadline))
                 process.start()
                 running[job.folder] = (process, job, device)
             if not running:
                 break
             if time.monotonic() - start > arguments.time_limit:
                 print(f"time is up; run again for {', '.join(running)} and what follows", flush=True)
+                is_late = True
                 break
             time.sleep(arguments.poll)
     finally:
@@ -138,6 +210,11 @@ def train(arguments: argparse.Namespace) -> None:
             if process.is_alive():
                 process.kill()
         write_rows(out)
+    missing = [f"{key} failed" for key in sorted(failed)]
+    if DENSE not in names or not (is_late or paused):
+        missing += waiting(names, arguments.budgets, arguments.epochs, arguments.seed, finished(out))
+    if missing:
+        raise InputError("; ".join(missing))
 
 
 def write_rows(out: Path) -> None:
@@ -148,73 +225,91 @@ def write_rows(out: Path) -> None:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def ensure_data(configs: list[dict[str, Any]]) -> None:
-    """Simulates the data sets that are not there, or not whole, with the defaults of the job: viscosity 1e-5."""
+def ensure_data(names: list[str], settings: list[str]) -> None:
+    """Simulates the data sets of the YAMLs that are not there, with the defaults of the job: viscosity 1e-5.
+
+    Raises:
+        InputError: A data set is too small or cannot be read, or one that ``--set`` names is not there.
+    """
     from sciml_monarch.pde.simulate import simulate
 
-    for config in configs:
-        options = config["data"]["init_args"]
+    for name in names:
+        file = CONFIGS / f"{name}.yaml"
+        options = read_config(file, settings)["data"]["init_args"]
         path = Path(options["path"])
-        try:
-            data = open_trajectories(path)
-            n_trajectories = data.n_trajectories
-            data.close()
-        except (InputError, OSError):
-            n_trajectories = 0
-        if n_trajectories < sum(options[part] for part in ("n_train", "n_val", "n_test")):
+        own = Path(read_config(file)["data"]["init_args"]["path"])
+        if path == own and not (path.exists() and (path.is_file() or any(path.iterdir()))):
             print(f"simulating {path}", flush=True)
             simulate(out=path)
+        data = open_trajectories(path)
+        found, wanted = data.n_trajectories, sum(options[part] for part in ("n_train", "n_val", "n_test"))
+        data.close()
+        if found < wanted:
+            raise InputError(
+                f"{path} has {found} trajectories, {name} takes {wanted}; `sciml-monarch simulate --out {path}` "
+                "finishes a simulation that was interrupted"
+            )
 
 
 def table(rows: list[dict[str, Any]], names: list[str] | None = None) -> str:
     """Markdown tables: at equal epochs, at equal time, and from a trained network.
 
     Args:
-        rows: Finished trainings; of several with other epochs, those with most.
+        rows: Finished trainings. Of several dense ones that with most epochs counts, and of the others those with its
+            seed and settings, and with epochs in proportion to its, or as many as fit into its time.
         names: Rows to list; those without a training say so. By default all.
     """
     names = names or row_names()
     dense = max((row for row in rows if row["row"] == DENSE), key=lambda row: row["epochs"], default=None)
-    short = [name for name in names if name.startswith("dense_to_sparse")]
-    tables = {
-        "epochs": ("At equal epochs", [name for name in names if name not in short]),
-        "time": ("At equal time", [name for name in names if name not in short]),
-        "short": ("Dense to sparse, fine-tuned for a part of the epochs", [DENSE, *short]),
+    if dense is None:
+        return f"not measured yet: there is no row {DENSE}"
+    starts = (None, folder_name(DENSE, dense["epochs"], dense["seed"]))
+    same = ("seed", "settings")
+    found = {
+        (row["row"], row["epochs"]): row
+        for row in rows
+        if row["start"] in starts and all(row[key] == dense[key] for key in same)
+    }
+    long = [name for name in names if not name.startswith(SHORT)]
+    short = [DENSE, *(name for name in names if name.startswith(SHORT))]
+    own = {name: found.get((name, epochs_of(name, dense["epochs"]))) for name in {*long, *short}}
+    timed = {name: row and found.get((name, fitting_epochs(row, dense))) for name, row in own.items()}
+    tables: dict[str, dict[str, dict[str, Any] | None]] = {
+        "At equal epochs": {name: own[name] for name in long},
+        "At equal time": {name: timed[name] for name in long},
+        "From a trained dense network, for a part of the epochs": {name: own[name] for name in short},
     }
     lines = []
-    for kind, (title, listed) in tables.items():
+    origins: dict[str, dict[str, None]] = {}  # of each device and commit, the trainings
+    for title, listed in tables.items():
         lines += [
             f"### {title}",
             "",
             "| row | parameters | step (ms) | speed-up of a step | epochs | training (s) | validation | test |",
             "|---|---|---|---|---|---|---|---|",
         ]
-        for name in listed:
-            own = [row for row in rows if row["row"] == name]
-            if dense is not None:
-                of_dense = (None, folder_name(DENSE, dense["epochs"], dense["seed"]))
-                own = [row for row in own if row["start"] in of_dense]
-            if kind == "time" and name != DENSE and dense is not None:
-                own = [r for r in own if r["budget"] == "time" or fitting_epochs(r, dense) == r["epochs"]]
-            else:
-                own = [row for row in own if row["budget"] == "epochs"]
-            row = max(own, key=lambda row: row["epochs"], default=None)
+        for name, row in listed.items():
             lines.append(_line(name, row, dense))
+            if row is not None:
+                origin = (
+                    f"{row['device']}, precision {row['precision']}, torch {row['torch']}, seed {row['seed']}, commit "
+                    f"{row['commit']}"
+                )
+                origins.setdefault(origin, {})[f"{name} ({row['epochs']} epochs)"] = None
         lines.append("")
-    if dense is not None:
-        lines.append(
-            f"{dense['device']}, precision {dense['precision']}, torch {dense['torch']}, seed {dense['seed']}, commit "
-            f"{dense['commit']}."
-        )
+    if len(origins) == 1:
+        lines.append(f"{next(iter(origins))}.")
+    else:
+        lines += [f"- {', '.join(trainings)}: {origin}" for origin, trainings in origins.items()]
     return "\n".join(lines)
 
 
-def _line(name: str, row: dict[str, Any] | None, dense: dict[str, Any] | None) -> str:
+def _line(name: str, row: dict[str, Any] | None, dense: dict[str, Any]) -> str:
     if row is None:
         return f"| {name} | not measured yet | | | | | | |"
     counts = " -> ".join(f"{phase['n_parameters']:,}" for phase in row["phases"])
     steps = [phase["step_seconds"] for phase in row["phases"]]
-    reference = dense["phases"][-1]["step_seconds"] if dense else None
+    reference = dense["phases"][-1]["step_seconds"]
     speed = [f"{reference / s:.2f}" if s and reference else "?" for s in steps]
     validation = row["validation_relative_l2"]
     return (

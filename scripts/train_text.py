@@ -8,8 +8,9 @@
 The text is that of Debian's package bible-kjv-text: the King James Version, 4.4 MB, whose copyright has expired. The
 network is GPT-2 (pre-norm blocks, GELU, learned positions, tied embedding) on bytes, so that there is no tokeniser to
 choose; perplexity is given per byte and per word. Of a hundred parts of the text five validate and five others test,
-the latter once, at the end, on the last weights. Each way is a line in the output; those that are there are left out,
-so that several GPUs can share an output: ``--ways monarch --device cuda:1``.
+the latter only at the end: with the last weights, and with those of the epoch that was best on the validation text.
+Each way is a line in the output; those that are there, of the same text, sizes and seed, are left out, so that several
+GPUs can share an output: ``--ways monarch --device cuda:1``.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import math
 import statistics
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,6 +155,7 @@ def train(way: str, content: bytes, size: Size, seed: int, device: torch.device)
     total = n_batches * size.epochs
     switch = total if share is None else round(share * total)
     n_start, step, seconds = n_parameters(net), 0, 0.0
+    best: tuple[float, int, nn.Module] = (math.inf, 0, net)  # bits per byte of the validation text, epoch, network
     history: list[list[float]] = []  # epochs, seconds, bits per byte of the validation text
     times: dict[str, list[float]] = {"before": [], "after": []}  # of steps, a mean an epoch
     for epoch in range(size.epochs):
@@ -177,16 +180,16 @@ def train(way: str, content: bytes, size: Size, seed: int, device: torch.device)
         if is_whole:
             times["before" if step <= switch else "after"].append(passed / len(epoch_batches))
         history.append([epoch + 1, seconds, evaluate(net, validation, size, device) / math.log(2)])
+        if history[-1][2] < best[0]:  # of the last epoch no copy is needed
+            best = history[-1][2], epoch + 1, net if epoch + 1 == size.epochs else deepcopy(net)
         print(f"{way}: epoch {epoch + 1}, {seconds:.0f} s, validation {history[-1][2]:.4f} bits a byte", flush=True)
-    nats = evaluate(net, test, size, device)
-    words = len(bytes(test.tolist()).split())
+    last = _scores(net, test, size, device)
     return {
         "way": way,
         **size._asdict(),
         "seed": seed,
-        "perplexity_per_byte": math.exp(nats),
-        "bits_per_byte": nats / math.log(2),
-        "perplexity_per_word": math.exp(nats * len(test) / words),
+        **last,
+        "best": {"epoch": best[1]} | (last if best[2] is net else _scores(best[2], test, size, device)),
         "train_seconds": seconds,
         "step_seconds": {name: statistics.median(values) if values else None for name, values in times.items()},
         "n_parameters": n_start,
@@ -195,6 +198,17 @@ def train(way: str, content: bytes, size: Size, seed: int, device: torch.device)
         "text_bytes": len(content),
         "text_sha256": hashlib.sha256(content).hexdigest(),
     } | provenance(device)
+
+
+def _scores(net: nn.Module, test: Tensor, size: Size, device: torch.device) -> dict[str, float]:
+    """Bits and perplexities of the test text."""
+    nats = evaluate(net, test, size, device)
+    words = len(bytes(test.tolist()).split())
+    return {
+        "perplexity_per_byte": math.exp(nats),
+        "bits_per_byte": nats / math.log(2),
+        "perplexity_per_word": math.exp(nats * len(test) / words),
+    }
 
 
 def _clock(device: torch.device) -> float:
@@ -206,7 +220,7 @@ def _clock(device: torch.device) -> float:
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Lines of an earlier run; one that was cut off counts as not there."""
     rows = []
-    for line in file.read_text().splitlines() if file.exists() else ():
+    for line in file.read_text().splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -214,24 +228,54 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def add_row(file: Path, row: dict[str, Any]) -> None:
+    """Adds a line, behind the end of one that was cut off."""
+    line = json.dumps(row).encode() + b"\n"
+    with file.open("a+b", buffering=0) as stream:  # in one write: others may add theirs
+        if stream.seek(0, 2) > 0:
+            stream.seek(-1, 2)
+            line = line if stream.read(1) == b"\n" else b"\n" + line
+        stream.write(line)
+
+
+def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What trainings have in common that can be compared: the text, the sizes (with the epochs) and the seed."""
+    return (row["text_sha256"], row["seed"], *(row[name] for name in Size._fields))
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; ways without a training say so."""
-    lines = [
-        "| way | parameters | step (ms) | training (s) | epochs | perplexity per byte | bits per byte | per word |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for way in WAYS:
-        row = next((row for row in rows if row["way"] == way), None)
-        if row is None:
-            lines.append(f"| {way} | not measured yet | | | | | | |")
-            continue
-        counts = dict.fromkeys(f"{row[key]:,}" for key in ("n_parameters", "n_parameters_at_the_end"))
-        steps = [f"{1e3 * s:.1f}" for s in row["step_seconds"].values() if s is not None]
-        lines.append(
-            f"| {way} | {' -> '.join(counts)} | {' -> '.join(steps)} | {row['train_seconds']:.0f} | {row['epochs']} "
-            f"| {row['perplexity_per_byte']:.4f} | {row['bits_per_byte']:.4f} | {row['perplexity_per_word']:.2f} |"
-        )
-    return "\n".join(lines)
+    """Markdown: a table for each text, seed and sizes; ways without a training say so."""
+    groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(key_of(row), {}).setdefault(row["way"], row)
+    lines = []
+    for (text, seed, *sizes), ways in groups.items():
+        named = ", ".join(f"{name} {value}" for name, value in zip(Size._fields, sizes, strict=True))
+        lines += [
+            f"Text {text[:12]} (SHA-256), seed {seed}, {named}. Test scores, of the weights of the last epoch, and "
+            "of the epoch that was best on the validation text:",
+            "",
+            "| way | parameters | step (ms) | training (s) | bits per byte | perplexity per byte | per word "
+            "| best epoch | perplexity per byte | per word |",
+            "|---" * 10 + "|",
+            *(_line(way, ways.get(way)) for way in WAYS),
+            "",
+            *dict.fromkeys(f"{r['device']}, torch {r['torch']}, commit {r['commit']}" for r in ways.values()),
+            "",
+        ]
+    return "\n".join(lines) if lines else "not measured yet"
+
+
+def _line(way: str, row: dict[str, Any] | None) -> str:
+    if row is None:
+        return f"| {way} | not measured yet |" + " |" * 8
+    counts = dict.fromkeys(f"{row[key]:,}" for key in ("n_parameters", "n_parameters_at_the_end"))
+    steps = [f"{1e3 * s:.1f}" for s in row["step_seconds"].values() if s is not None]
+    last, best = (f"{r['perplexity_per_byte']:.4f} | {r['perplexity_per_word']:.2f}" for r in (row, row["best"]))
+    return (
+        f"| {way} | {' -> '.join(counts)} | {' -> '.join(steps)} | {row['train_seconds']:.0f} "
+        f"| {row['bits_per_byte']:.4f} | {last} | {row['best']['epoch']} | {best} |"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -246,16 +290,15 @@ def run(arguments: argparse.Namespace) -> None:
     device = choose_device(arguments.device)
     start = time.monotonic()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    key = (hashlib.sha256(content).hexdigest(), arguments.seed, *size)
     for way in arguments.ways:
-        done = [(row["way"], row["seed"], *(row[name] for name in Size._fields)) for row in read_rows(arguments.out)]
-        if (way, arguments.seed, *size) in done:
+        rows = read_rows(arguments.out) if arguments.out.exists() else []
+        if any(row["way"] == way and key_of(row) == key for row in rows):
             continue
         if time.monotonic() - start > arguments.time_limit:
             print(f"time is up; run again for {way} and what follows")
             break
-        row = train(way, content, size, arguments.seed, device)
-        with arguments.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        add_row(arguments.out, train(way, content, size, arguments.seed, device))
 
 
 def main(given: list[str] | None = None) -> int:

@@ -6,11 +6,13 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 
 from sciml_monarch import InputError, load
 from sciml_monarch.monarch import MonarchLinear
+from sciml_monarch.monarch.convert import sparsify
 from sciml_monarch.pde import n_parameters
 
 TINY = [
@@ -57,6 +59,7 @@ def finished_row(program, name, epochs, seconds, budget="epochs", start=None, st
         "budget": budget,
         "start": start,
         "seed": seed,
+        "settings": [],
         "phases": phases,
         "relative_l2": 0.125,
         "validation_relative_l2": 0.25,
@@ -82,7 +85,7 @@ def test_every_row_builds_with_its_callbacks(program, job):
         assert data.batch_size == 20
         assert (task.optimization.learning_rate, config["trainer"]["precision"]) == (3e-4, "bf16-mixed")
         parameters[name] = n_parameters(task)
-    assert parameters["dense"] == parameters["dense_to_sparse"] == 75_908_170
+    assert parameters["dense"] == parameters["dense_to_sparse"] == parameters["dense_continued"] == 75_908_170
     assert parameters["monarch_4_blocks"] == parameters["sparse_to_dense_90"] == 28_493_898
 
 
@@ -102,7 +105,7 @@ def test_what_is_trained_next(program):
     both = ["epochs", "time"]
 
     def todo(rows, budgets=both, epochs=40, seed=0):
-        return [(j.row, j.epochs, j.budget, j.start) for j in program.plan(names, budgets, epochs, seed, rows)]
+        return [(j.row, j.epochs, j.budget, j.start) for j in program.plan(names, budgets, epochs, seed, rows, [])]
 
     first = [("dense", 40, "epochs", None), ("dense_to_sparse_random", 4, "epochs", None)]
     assert todo([]) == [*first, ("monarch_4_blocks", 40, "epochs", None)]
@@ -117,7 +120,67 @@ def test_what_is_trained_next(program):
     assert todo([dense, monarch, again]) == [*short, first[1]]
     assert todo([dense, monarch, again], seed=1) == todo([])
     # without --epochs those of the YAMLs
-    assert [j.epochs for j in program.plan(names, both, None, 0, [])] == [100, 10, 100]
+    assert [j.epochs for j in program.plan(names, both, None, 0, [], [])] == [100, 10, 100]
+    # no equal time for what is trained for a part of the epochs, fresh or not
+    random = finished_row(program, "dense_to_sparse_random", 4, 2.0)
+    assert todo([dense, monarch, random]) == [*short, ("monarch_4_blocks", 50, "time", None)]
+    slow = finished_row(program, "monarch_4_blocks", 40, 100.4)  # 39.8 epochs fit: not 40
+    assert todo([dense, slow])[-1] == ("monarch_4_blocks", 39, "time", None)
+    continued = program.plan(["dense_continued"], both, 40, 0, [dense], [])
+    assert [(j.row, j.epochs, j.start) for j in continued] == [("dense_continued", 4, start)]
+    with pytest.raises(
+        InputError, match=r"dense was trained with --set nothing, not trainer.precision=32; give the same"
+    ):
+        program.plan(names, both, 40, 0, [dense], ["trainer.precision=32"])
+
+
+def test_what_waits_for_what_is_named(program):
+    names = ["dense", "dense_to_sparse", "dense_to_sparse_random", "monarch_4_blocks"]
+    assert program.waiting(names, ["epochs"], 40, 0, []) == ["dense_to_sparse waits for dense of 40 epochs"]
+    assert program.waiting(names, ["time"], 40, 0, []) == [
+        "monarch_4_blocks at equal time waits for dense of 40 epochs"
+    ]
+    dense = finished_row(program, "dense", 40, 100.0)
+    assert program.waiting(names, ["epochs", "time"], 40, 0, [dense]) == []
+    assert len(program.waiting(names, ["epochs"], 40, 1, [dense])) == 1
+    assert program.waiting(names, ["time"], 40, 0, [dense]) == [
+        "monarch_4_blocks at equal time waits for monarch_4_blocks at equal epochs"
+    ]
+
+
+def test_projected_networks_have_as_many_weights_as_those_of_low_rank(program, job):
+    counts = []
+    for name in ("dense_to_sparse", "dense_to_sparse_5", "dense_to_sparse_low_rank"):
+        config = program.read_config(program.CONFIGS / f"{name}.yaml")
+        config["model"]["init_args"]["net"]["init_args"]["n_layers"] = 1
+        task, _, (callback,) = job.build(config)
+        net = task.surrogate.net
+        sparsify(net, callback.blocks, callback.rank, "random", callback.only, callback.skip, callback.head)
+        assert isinstance(net.layers[0].down, MonarchLinear)
+        assert not isinstance(net.embed, MonarchLinear)
+        counts.append(n_parameters(net))
+    assert counts[0] == counts[1] == counts[2]
+
+
+def test_only_the_data_of_the_yamls_are_simulated(program, vorticity_folder, tmp_path, monkeypatch):
+    simulated = []
+    monkeypatch.setattr("sciml_monarch.pde.simulate.simulate", lambda out: simulated.append(out))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((InputError, OSError)):
+        program.ensure_data(["dense"], ["data.init_args.path=elsewhere"])
+    assert simulated == []
+    with pytest.raises(InputError, match=r"trajectories, dense takes 1200; `sciml-monarch simulate"):
+        program.ensure_data(["dense"], [f"data.init_args.path={vorticity_folder}"])
+    own = tmp_path / "data/navier_stokes_1e-5"
+    own.parent.mkdir()
+    own.symlink_to(vorticity_folder)
+    with pytest.raises(InputError, match="dense takes 1200"):
+        program.ensure_data(["dense"], [])
+    assert simulated == []
+    own.unlink()
+    with pytest.raises((InputError, OSError)):  # this simulation leaves nothing
+        program.ensure_data(["dense"], [])
+    assert simulated == [Path("data/navier_stokes_1e-5")]
 
 
 def test_tables_say_what_is_missing_and_keep_trainings_of_one_length_together(program):
@@ -127,11 +190,20 @@ def test_tables_say_what_is_missing_and_keep_trainings_of_one_length_together(pr
         finished_row(program, "dense", 4, 10.0, steps=(0.3,)),
         finished_row(program, "monarch_4_blocks", 40, 80.0),
         finished_row(program, "monarch_4_blocks", 50, 101.0, "time"),
-        finished_row(program, "monarch_2_blocks", 40, 100.4),  # as fast as the dense one: both at once
+        finished_row(program, "monarch_2_blocks", 40, 100.0),  # as fast as the dense one: both at once
         finished_row(program, "sparse_to_dense_70", 40, 90.0, steps=(0.1, 0.2)),
         finished_row(program, "dense_to_sparse", 4, 8.0, start=start),
         finished_row(program, "dense_to_sparse_5", 2, 4.0, start=program.folder_name("dense", 4, 0)),
     ]
+    others = [
+        finished_row(program, "monarch_4_blocks", 45, 90.0),  # neither in proportion nor of equal time
+        finished_row(program, "sparse_to_dense_90", 40, 80.0, seed=1),
+        finished_row(program, "dense_to_sparse_low_rank", 4, 8.0, start=start) | {"settings": ["trainer.precision=32"]},
+    ]
+    assert program.table(rows + others) == program.table(rows)
+    assert "\na GPU, precision 32, torch 2, seed 0, commit None." in program.table(rows)
+    rows[2]["commit"] = "abc"
+    assert "\n- monarch_4_blocks (40 epochs): a GPU, precision 32, torch 2, seed 0, commit abc" in program.table(rows)
     epochs, times, short = (part.splitlines() for part in program.table(rows).split("### ")[1:])
     assert "| monarch_4_blocks | 10 | 100.0 | 2.00 | 40 | 80 | 0.2500 | 0.1250 |" in epochs
     assert "| sparse_to_dense_70 | 10 -> 20 | 100.0 -> 200.0 | 2.00 -> 1.00 | 40 | 90 | 0.2500 | 0.1250 |" in epochs
@@ -172,7 +244,11 @@ def test_all_three_ways_are_trained_and_go_on_where_they_stopped(program, vortic
         set=[*TINY, f"data.init_args.path={vorticity_folder}"],
         poll=0.0,
     )
+    written, save = [], lightning.Trainer.save_checkpoint
+    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", lambda *a, **k: (written.append(a[1]), save(*a, **k)))
     program.train(arguments)
+    assert len(written) == 1  # a checkpoint of such a network is large: every few epochs, and at the end
+    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", save)
     checkpoint = arguments.out / program.folder_name("dense", 4, 0) / "checkpoints/last.ckpt"
     content = torch.load(checkpoint, weights_only=True)
     content["state_dict"]["surrogate.net.skip.weight"].fill_(7)  # no other network has it so
@@ -184,10 +260,12 @@ def test_all_three_ways_are_trained_and_go_on_where_they_stopped(program, vortic
     assert all(r["validation_relative_l2"] > 0 for r in rows.values())
     assert all(0 < rows[name]["relative_l2"] < 2 for name in ("dense", "sparse_to_dense_70"))
     assert {k: r["epochs"] for k, r in rows.items()} == {"dense": 4, "sparse_to_dense_70": 4, "dense_to_sparse": 1}
+    assert not (arguments.out / program.folder_name("dense", 4, 0) / "checkpoints/best.ckpt").exists()
     sizes = {k: [p["n_parameters"] for p in r["phases"]] for k, r in rows.items()}
     assert sizes["sparse_to_dense_70"][-1] == sizes["dense"][0] > sizes["sparse_to_dense_70"][0]
     assert len(sizes["dense_to_sparse"]) == 1
-    assert sizes["dense_to_sparse"][0] == sizes["sparse_to_dense_70"][0]
+    # its first and last layer stay dense
+    assert sizes["dense"][0] > sizes["dense_to_sparse"][0] > sizes["sparse_to_dense_70"][0]
     assert len(rows["dense"]["history"]) == 4
     runs = {name: arguments.out / program.folder_name(name, rows[name]["epochs"], 0) for name in arguments.rows}
     sparse = load(runs["dense_to_sparse"] / "checkpoints/last.ckpt").net
@@ -201,6 +279,37 @@ def test_all_three_ways_are_trained_and_go_on_where_they_stopped(program, vortic
     assert after["history"] == before["history"]
     assert after["train_seconds"] == before["train_seconds"]
     assert after["relative_l2"] > 2 * before["relative_l2"]  # tested anew, with the weights of the checkpoint
+    with pytest.raises(InputError, match=r"with --set data.*, not nothing; give the same, or another --out"):
+        program.train(Namespace(**{**vars(arguments), "set": []}))
+
+
+@pytest.mark.slow
+def test_a_training_stops_before_the_time_is_up_and_failures_are_named(
+    program, job, vorticity_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(program.mp, "get_context", lambda kind: _Inline())
+    options = {"out": tmp_path, "rows": ["dense", "dense_continued"], "budgets": ["epochs"], "epochs": 3, "seed": 0}
+    settings = [*TINY, f"data.init_args.path={vorticity_folder}"]
+    arguments = Namespace(**options, devices=None, time_limit=60.0, set=settings, poll=0.0)
+    deadline = job.Deadline
+    monkeypatch.setattr(job, "Deadline", lambda at: deadline(at - 60.0))
+    program.train(arguments)
+    monkeypatch.setattr(job, "Deadline", deadline)
+    folder = tmp_path / program.folder_name("dense", 3, 0)
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 0
+    assert not (folder / program.ROW).exists()
+    assert "dense_3_epochs_seed_0: stopped before the time is up" in capsys.readouterr().out
+    program.train(arguments)
+    rows = {row["row"]: row for row in program.finished(tmp_path)}
+    assert [epoch for epoch, _, _ in rows["dense"]["history"]] == [1, 2, 3]
+    assert rows["dense_continued"]["start"] == folder.name
+    assert rows["dense_continued"]["n_parameters"] == rows["dense"]["n_parameters"]
+    # a dense row that fails, and one that waits for it
+    (folder / program.ROW).unlink()
+    (folder / "checkpoints/last.ckpt").write_text("no checkpoint")
+    (tmp_path / program.folder_name("dense_continued", 1, 0) / program.ROW).unlink()
+    with pytest.raises(InputError, match=r"dense_3_epochs_seed_0 failed; dense_continued waits for dense of 3 epochs"):
+        program.train(arguments)
 
 
 def test_unknown_rows_are_named(program, tmp_path):
@@ -208,7 +317,7 @@ def test_unknown_rows_are_named(program, tmp_path):
         program.train(Namespace(out=tmp_path, rows=["denes"]))
 
 
-def test_benchmark_times_both_forms_and_says_what_is_missing(tmp_path, capsys):
+def test_benchmark_times_both_forms_and_says_what_is_missing(tmp_path, capsys, monkeypatch):
     benchmark = script("benchmark_sparse")
     out = tmp_path / "rows.json"
     benchmark.benchmark_sparse(out, device="cpu", quick=True, seconds_per_row=0.02)
@@ -224,15 +333,49 @@ def test_benchmark_times_both_forms_and_says_what_is_missing(tmp_path, capsys):
     assert [row["batch"] for row in measured] == [2, 1]
     assert [row["skipped"] for row in missing] == ["a_package_that_is_missing is not installed"]
     assert all(0 < row["error"] < 3e-2 for row in layers)
-    assert "| not there | 1 | eager | a_package_that_is_missing is not installed | | | |" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "| not there | 1 | eager | a_package_that_is_missing is not installed | | | |"
+    # what was measured stays where it is not measured anew
     benchmark.benchmark_sparse(out, device="cpu", quick=True, time_limit=-1)
-    assert {row["skipped"] for row in json.loads(out.read_text())["rows"]} == {"time is up"}
+    assert json.loads(out.read_text())["rows"] == content["rows"]
+
+    def fails(*arguments):
+        raise RuntimeError("a compiler\nfailed")
+
+    monkeypatch.setattr(benchmark, "layer_row", fails)
+    options = {"device": "cpu", "quick": True, "seconds_per_row": 0.02, "smaller_batches": [1]}
+    benchmark.benchmark_sparse(out, networks=["OperatorTransformer"], **options)
+    rows = json.loads(out.read_text())["rows"]
+    assert len(rows) == len(content["rows"])
+    assert rows[1:-2] == content["rows"][1:-2]
+    assert rows[0]["step_seconds"] != content["rows"][0]["step_seconds"]
+    assert [row["skipped"] for row in rows[-2:]] == ["RuntimeError: a compiler failed"] * 2
+    benchmark.benchmark_sparse(out, networks=["not there"], blocks=2, **options)  # other rows
+    assert len(json.loads(out.read_text())["rows"]) == len(rows) + 3
+    monkeypatch.setattr(benchmark, "layer_row", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.benchmark_sparse(out, networks=["not there"], **options)
+    late = tmp_path / "late.json"
+    benchmark.benchmark_sparse(late, device="cpu", quick=True, time_limit=-1)
+    assert {row["skipped"] for row in json.loads(late.read_text())["rows"]} == {"time is up"}
     with pytest.raises(InputError, match=r"no networks \['GPT-3'\]"):
         benchmark.benchmark_sparse(out, device="cpu", networks=["GPT-3"])
 
 
+def test_benchmarks_networks_of_transformers_have_the_parameters_of_the_paper():
+    pytest.importorskip("transformers")
+    benchmark = script("benchmark_sparse")
+    for name, count in {"GPT-2 small": 124_439_808, "BERT-large": 335_174_458}.items():
+        network = benchmark.NETWORKS[name]
+        net = network.make()
+        assert n_parameters(net) == count
+        report = sparsify(net, 4, init="random", head=True)
+        if network.parameters is not None:
+            assert report.parameters_after / 1e6 == pytest.approx(network.parameters, rel=0.02)
+
+
 def test_benchmarks_networks_have_the_parameters_of_the_paper():
-    """Layers of the sizes of timm's ViT-B and transformers' BERT-large; the rest of their parameters is counted."""
+    """Where timm and transformers are missing: layers of their sizes; the rest of their parameters is counted."""
     benchmark = script("benchmark_sparse")
 
     def layers(width, n_layers, *others):
@@ -286,8 +429,8 @@ def test_gpt_does_not_look_ahead_and_has_gpt2s_parameters(text):
 
 def test_text_is_learned_in_every_way(text, tmp_path, capsys):
     file, out = tmp_path / "text.txt", tmp_path / "rows.jsonl"
-    file.write_text("the cat sat on the mat and the dog ran after the cat. " * 200)
-    sizes = {"width": 32, "n_layers": 1, "n_heads": 2, "length": 32, "batch": 4, "epochs": 4, "rate": 1e-2}
+    file.write_text("the cat sat on the mat and the dog ran after the cat. " * 100)
+    sizes = {"width": 32, "n_layers": 1, "n_heads": 2, "length": 16, "batch": 8, "epochs": 3, "rate": 1e-2}
     options = [f"--{name}={value}" for name, value in (sizes | {"device": "cpu"}).items()]
     command = ["--text", str(file), "--out", str(out), *options]
     assert text.main([*command, "--ways", "dense", "sparse_to_dense_70"]) == 0
@@ -299,14 +442,62 @@ def test_text_is_learned_in_every_way(text, tmp_path, capsys):
     with out.open("a") as stream:
         stream.write('{"way": "mon')  # the machine went down
     assert text.main([*command, "--ways", "dense", "monarch"]) == 0
-    capsys.readouterr()
+    assert [row["way"] for row in text.read_rows(out)] == ["dense", "sparse_to_dense_70", "monarch"]
+    assert text.main([*options, "--text", str(file)]) == 2
+    file.write_text("short")  # another text: not the one that is done
+    assert text.main([*command, "--ways", "dense"]) == 2
+    assert "is too short" in capsys.readouterr().err
     assert text.main(["--table", str(out)]) == 0
     lines = capsys.readouterr().out
     assert "| sparse_to_dense_90 | not measured yet |" in lines
-    assert text.main([*options, "--text", str(file)]) == 2
-    file.write_text("short")
-    assert text.main([*command, "--ways", "sparse_to_dense_90"]) == 2
-    assert "is too short" in capsys.readouterr().err
+    assert lines.count("| dense |") == 1
+    assert text.main(["--table", str(tmp_path / "missing.jsonl")]) == 2
+
+
+def test_the_best_epoch_of_a_text_is_tested_with_its_own_weights(text, monkeypatch):
+    size = text.Size(16, 1, 2, 8, 4, 3, 1e-2, 0.0, 4)
+    tested = []
+
+    def evaluate(net, part, size, device):
+        """Validation errors are 2, 1, 3: the second epoch is the best, still of Monarch matrices."""
+        if len(part) == 45:
+            tested.append([part, text.n_parameters(net), net.bytes.weight.detach().clone()])
+            return [2.0, 1.0, 3.0][len(tested) - 1]
+        return next(float(i) for i, seen in enumerate(tested) if torch.equal(net.bytes.weight, seen[2]))
+
+    monkeypatch.setattr(text, "evaluate", evaluate)
+    parts = (torch.randint(97, 123, (n,), dtype=torch.uint8) for n in (400, 45, 50))
+    monkeypatch.setattr(text, "split", lambda whole, parts=tuple(parts): parts)
+    row = text.train("sparse_to_dense_70", b"text", size, 0, torch.device("cpu"))
+    assert row["best"]["epoch"] == 2
+    assert row["best"]["bits_per_byte"] == pytest.approx(1 / 0.6931, rel=1e-3)
+    assert row["bits_per_byte"] == pytest.approx(2 / 0.6931, rel=1e-3)
+    assert tested[1][1] < tested[2][1]
+
+
+def test_tables_of_texts_do_not_mix(text):
+    size = text.Size(16, 1, 2, 8, 4, 3, 1e-2, 0.0, 4)
+    scores = {"perplexity_per_byte": 2.0, "bits_per_byte": 1.0, "perplexity_per_word": 32.0}
+    row = {
+        "way": "dense",
+        **size._asdict(),
+        "seed": 0,
+        **scores,
+        "best": {"epoch": 2, **scores},
+        "train_seconds": 1.0,
+        "step_seconds": {"before": 0.1, "after": None},
+        "n_parameters": 10,
+        "n_parameters_at_the_end": 10,
+        "text_sha256": "abc",
+        "device": "a GPU",
+        "torch": "2",
+        "commit": None,
+    }
+    others = [row | {"way": "monarch"} | other for other in ({"seed": 1}, {"epochs": 4}, {"text_sha256": "def"})]
+    tables = text.table([row, *others]).split("Text ")[1:]
+    assert len(tables) == 4
+    assert all(part.count("not measured yet") == 3 for part in tables)
+    assert "| dense | 10 | 100.0 | 1 | 1.0000 | 2.0000 | 32.00 | 2 | 2.0000 | 32.00 |" in tables[0]
 
 
 class _Inline:

@@ -91,7 +91,7 @@ def test_the_untrained_network_is_what_learning_starts_from(program):
     classical = sys.modules["reproduce_mri_classical"]
     kspace, mask, maps, _ = scan(24, 24, batch=1)
     with torch.no_grad():
-        start = classical.MonarchISTA(5).eval()(kspace, mask, maps)
+        start = classical.MonarchISTA(5, classical.BLOCKS).eval()(kspace, mask, maps)
     assert torch.equal(classical.untrained_ista(kspace, mask, maps, n_steps=5, scale=1.0), start)
     assert relative_error(classical.untrained_ista(kspace, mask, maps, n_steps=5, scale=10.0), start) > 1e-3
 
@@ -121,7 +121,7 @@ def rows_of(file):
     return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
 
 
-def test_a_run_goes_on_where_it_stopped(program, arguments, tmp_path):
+def test_a_run_goes_on_where_it_stopped(program, arguments, tmp_path, capsys):
     program.train(arguments)
     rows = rows_of(arguments.out)
     assert [row["head"] for row in rows] == [0, 1, 2]
@@ -133,6 +133,43 @@ def test_a_run_goes_on_where_it_stopped(program, arguments, tmp_path):
     arguments.out.write_text("\n".join([*lines[1:2], lines[-1]]))
     program.train(arguments)
     assert sorted(row["head"] for row in rows_of(arguments.out)) == [0, 1, 2]
+    capsys.readouterr()
+    arguments.data = tmp_path / "missing.npz"  # is not looked at
+    program.train(arguments)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_failures_are_counted_at_the_end(program, arguments, monkeypatch):
+    def fails(jobs, rows, file, device, keep):
+        while (job := jobs.get()) is not None:
+            rows.put(job.cell._asdict() | ({"error": "no"} if job.cell.head else {"n_steps": 2}))
+
+    monkeypatch.setattr(program, "_worker", fails)
+    monkeypatch.setattr(program, "build", lambda data, device: ([], {}))
+    with pytest.raises(SystemExit, match=r"^2 of 3 trainings failed"):
+        program.train(arguments)
+    assert [row["head"] for row in rows_of(arguments.out)] == [0]
+
+
+def test_rates_of_other_numbers_of_steps_do_not_count(program, protocol, tmp_path):
+    file = tmp_path / "rates.jsonl"
+    cell = protocol.tuning_cells("linear")[0]
+    rows = [(protocol.recipe_of(cell).n_steps, 1e-3, 20.0), (2, 3e-3, 30.0)]
+    names = ("n_steps", "learning_rate", "validation_psnr")
+    lines = [json.dumps(cell._asdict() | dict(zip(names, row, strict=True))) + "\n" for row in rows]
+    file.write_text("".join(lines))
+    key = cell.table, cell.network, cell.head
+    assert program.chosen_rates(file) == {key: 1e-3}
+    assert program.chosen_rates(file, 2) == {key: 3e-3}
+
+
+def test_rows_of_what_does_not_learn_say_where_they_come_from(program, arguments, monkeypatch):
+    classical = sys.modules["reproduce_mri_classical"]
+    arguments.only = ["zero-filled SENSE"]
+    classical.classical(arguments)
+    rows = rows_of(arguments.out)
+    assert [row["head"] for row in rows] == [0, 1, 2]
+    assert all(row["torch"] == torch.__version__ and {"commit", "device"} <= set(row) for row in rows)
 
 
 def test_trainings_take_the_rate_that_was_best_on_validation_slices(program, arguments, tmp_path, monkeypatch):
@@ -144,10 +181,10 @@ def test_trainings_take_the_rate_that_was_best_on_validation_slices(program, arg
     assert all("scores" not in row for row in tried)  # nothing is tested
     best = {row["head"]: row["learning_rate"] for row in sorted(tried, key=lambda row: row["validation_psnr"])}
     arguments.rates, arguments.out = arguments.out, tmp_path / "rows.jsonl"
+    arguments.only = ["density compensation", "MonarchSENSE"]
     with pytest.raises(SystemExit, match=r"rate for density compensation"):
-        program.train(arguments)  # rates of the others are missing
-    every = program.cells
-    monkeypatch.setattr(program, "cells", lambda table: [c for c in every(table) if c.network == "MonarchSENSE"])
+        program.train(arguments)
+    arguments.only = ["MonarchSENSE"]  # rates of the others are not asked for
     program.train(arguments)
     assert {row["head"]: row["learning_rate"] for row in rows_of(arguments.out)} == best
 
