@@ -5,12 +5,14 @@ together. It is computed in pieces here, forward and, again, backward. The linea
 connection keeps the fields before the activation in place of those after it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu
+
+from sciml_monarch.monarch.kernels.backend import transformed
 
 PIECE_BYTES = 2**25  # of hidden channels: stays in the second-level cache of a large GPU
 
@@ -28,8 +30,10 @@ def pointwise_linear(x: Tensor, weight: Tensor, source: Tensor | None = None) ->
     """
     grid = x.shape[2:]
     x, weight = _autocast(x), _autocast(weight)
-    if torch.compiler.is_compiling():  # a compiler, or an exported program, is to see plain torch
+    if _plain_wanted():
         return torch.einsum("oi,bin->bon", weight, x.flatten(2)).unflatten(2, grid)
+    if _undifferentiated():
+        return _each(weight, x.flatten(2)).unflatten(2, grid)
     source = None if source is None else _autocast(source).flatten(2)
     return _linear(x.flatten(2), weight, source).unflatten(2, grid)
 
@@ -48,12 +52,27 @@ def pointwise_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> 
         ``(b, o, *grid)``.
     """
     grid = x.shape[2:]
-    x, w1, b1, w2, b2 = (_autocast(t) for t in (x, w1, b1, w2, b2))
+    # not the biases: half precision would overflow in the sums that are their gradients
+    x, w1, w2 = (_autocast(t) for t in (x, w1, w2))
     x = x.flatten(2)
-    if torch.compiler.is_compiling():  # a compiler, or an exported program, is to see plain torch
-        hidden = gelu(torch.einsum("hi,bin->bhn", w1, x) + b1[:, None])
-        return (torch.einsum("oh,bhn->bon", w2, hidden) + b2[:, None]).unflatten(2, grid)
-    return _mlp(x, w1, b1, w2, b2).unflatten(2, grid)
+    if _plain_wanted():
+        hidden = gelu((torch.einsum("hi,bin->bhn", w1, x) + b1[:, None]).to(x.dtype))
+        return (torch.einsum("oh,bhn->bon", w2, hidden) + b2[:, None]).to(x.dtype).unflatten(2, grid)
+    return (_in_pieces if _undifferentiated() else _mlp)(x, w1, b1, w2, b2).unflatten(2, grid)
+
+
+def _undifferentiated() -> bool:
+    """Whether the operators, which are there for their gradients and for compilers, are left out: they take time."""
+    return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def _plain_wanted() -> bool:
+    """Whether the caller is to see plain torch.
+
+    A compiler is not to: it would keep hidden channels and activations, which the operators compute again. An exported
+    program is to run without this package, ``torch.func`` and forward-mode derivatives see through plain torch only.
+    """
+    return transformed() or torch.compiler.is_exporting()
 
 
 @torch.library.custom_op("sciml_monarch::pointwise_linear", mutates_args=())
@@ -70,7 +89,8 @@ def _linear_fake(x: Tensor, weight: Tensor, source: Tensor | None) -> Tensor:
 def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, weight, source = inputs
     ctx.activated = source is not None
-    ctx.save_for_backward(source if ctx.activated else x, weight)
+    # a frozen weight's gradient, for which alone the field is there, is not wanted
+    ctx.save_for_backward((source if ctx.activated else x) if weight.requires_grad else None, weight)
 
 
 def _linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -78,16 +98,20 @@ def _linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor 
     by_x = _each(weight.mT, gradient) if ctx.needs_input_grad[0] else None
     by_weight = None
     if ctx.needs_input_grad[1]:
-        by_weight = torch.bmm(gradient, (gelu(kept) if ctx.activated else kept).mT).sum(0)
+        by_weight = _by_weight(gradient, gelu(kept) if ctx.activated else kept).to(weight.dtype)
     return by_x, by_weight, None
 
 
 @torch.library.custom_op("sciml_monarch::pointwise_mlp", mutates_args=())
 def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    out = x.new_empty(x.shape[0], w2.shape[0], x.shape[2])
     with torch.autocast(x.device.type, enabled=False):
-        for piece in _pieces(x, w1):
-            out[piece] = _each(w2, gelu(_each(w1, x[piece], b1)), b2)
+        return _in_pieces(x, w1, b1, w2, b2)
+
+
+def _in_pieces(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    out = x.new_empty(x.shape[0], w2.shape[0], x.shape[2])
+    for piece in _pieces(x, w1):
+        out[piece] = _each(w2, gelu(_each(w1, x[piece], b1)), b2)
     return out
 
 
@@ -97,35 +121,68 @@ def _mlp_fake(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tens
 
 
 @torch.library.custom_op("sciml_monarch::pointwise_mlp_gradients", mutates_args=())
-def _mlp_gradients(gradient: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> list[Tensor]:
-    """Gradients by all arguments of the forward pass, whose hidden channels are computed again."""
-    by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
-    shapes = (w1.shape, b1.shape, w2.shape, w2.shape[:1])
-    by_w1, by_b1, by_w2, by_b2 = (torch.zeros(s, dtype=_wide(x), device=x.device) for s in shapes)
+def _mlp_gradients(
+    gradient: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2_dtype: torch.dtype, needs: list[bool]
+) -> list[Tensor]:
+    """Gradients by the arguments of the forward pass, whose hidden channels are computed again; empty if unwanted."""
+    found = _mlp_gradients_fake(gradient, x, w1, b1, w2, b2_dtype, needs)
+    by_x, *sums = found
+    sums = [torch.zeros_like(t, dtype=_wide(x)) for t in sums]
     with torch.autocast(x.device.type, enabled=False):
         for piece in _pieces(x, w1):
-            before, g = _each(w1, x[piece], b1), gradient[piece]
-            by_w2 += torch.bmm(g, gelu(before).mT).sum(0)
-            by_b2 += g.sum((0, 2), dtype=_wide(x))
-            by_before = torch.ops.aten.gelu_backward(_each(w2.mT, g), before)
-            by_w1 += torch.bmm(by_before, x[piece].mT).sum(0)
-            by_b1 += by_before.sum((0, 2), dtype=_wide(x))
-            by_x[piece] = _each(w1.mT, by_before)
-    return [by_x, *(t.to(x.dtype) for t in (by_w1, by_b1, by_w2, by_b2))]
+            of_x, *of_others = _gradients_of_piece(gradient[piece], x[piece], w1, b1, w2, needs)
+            if of_x is not None:
+                by_x[piece] = of_x
+            for total, part in zip(sums, of_others, strict=True):
+                if part is not None:
+                    total += part
+    return [by_x, *(total.to(t.dtype) for total, t in zip(sums, found[1:], strict=True))]
 
 
 @_mlp_gradients.register_fake
-def _mlp_gradients_fake(gradient: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> list[Tensor]:
+def _mlp_gradients_fake(
+    gradient: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2_dtype: torch.dtype, needs: list[bool]
+) -> list[Tensor]:
     shapes = (x.shape, w1.shape, b1.shape, w2.shape, w2.shape[:1])
-    return [x.new_empty(shape) for shape in shapes]
+    dtypes = (x.dtype, w1.dtype, b1.dtype, w2.dtype, b2_dtype)
+    wanted = (shape if need else (0,) for shape, need in zip(shapes, needs, strict=True))
+    return [x.new_empty(shape, dtype=dtype) for shape, dtype in zip(wanted, dtypes, strict=True)]
+
+
+def _gradients_of_piece(
+    g: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """The same for some samples, ``None`` if unwanted; of operations that can be differentiated again."""
+    by_x = by_w1 = by_b1 = by_w2 = by_b2 = None
+    if any(needs[:4]):
+        before = _each(w1, x, b1)
+    if needs[3]:
+        by_w2 = _by_weight(g, gelu(before))
+    if needs[4]:
+        by_b2 = g.sum((0, 2), dtype=_wide(x))
+    if any(needs[:3]):
+        by_before = torch.ops.aten.gelu_backward(_each(w2.mT, g), before)
+        by_w1 = _by_weight(by_before, x) if needs[1] else None
+        by_b1 = by_before.sum((0, 2), dtype=_wide(x)) if needs[2] else None
+        by_x = _each(w1.mT, by_before) if needs[0] else None
+    return [by_x, by_w1, by_b1, by_w2, by_b2]
 
 
 def _save_mlp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:4])
+    ctx.b2_dtype = inputs[4].dtype
 
 
-def _mlp_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-    return tuple(_mlp_gradients(gradient, *ctx.saved_tensors))
+def _mlp_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    x, w1, b1, w2 = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad)
+    if not torch.is_grad_enabled():
+        found = _mlp_gradients(gradient, x, w1, b1, w2, ctx.b2_dtype, needs)
+        return tuple(t if need else None for t, need in zip(found, needs, strict=True))
+    with torch.autocast(x.device.type, enabled=False):  # a gradient that is to be differentiated again
+        parts = _gradients_of_piece(gradient, x, w1, b1, w2, needs)
+    dtypes = (x.dtype, w1.dtype, b1.dtype, w2.dtype, ctx.b2_dtype)
+    return tuple(None if t is None else t.to(dtype) for t, dtype in zip(parts, dtypes, strict=True))
 
 
 _linear.register_autograd(_linear_backward, setup_context=_save_linear)
@@ -141,7 +198,12 @@ def _pieces(x: Tensor, w1: Tensor) -> Iterator[slice]:
 def _each(weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
     """``weight x + bias`` for every sample of a batch ``(b, i, n)``."""
     weight = weight.expand(x.shape[0], -1, -1)
-    return torch.bmm(weight, x) if bias is None else torch.baddbmm(bias[:, None], weight, x)
+    return torch.bmm(weight, x) if bias is None else torch.baddbmm(bias[:, None].to(x.dtype), weight, x)
+
+
+def _by_weight(g: Tensor, x: Tensor) -> Tensor:
+    """The gradient of the weight of :func:`_each`, summed over the batch at float32's range or better."""
+    return torch.bmm(g, x.mT).sum(0, dtype=_wide(x))
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -187,7 +187,7 @@ class MonarchSpectralConv(nn.Module):
         skip: Tensor | None = None,
         activation: Activation = "identity",
     ) -> Tensor:
-        """Applies the layer.
+        """Applies the layer. Under autocast the result has autocast's dtype, as that of torch's convolutions has.
 
         Args:
             x: Real fields ``(b, in_channels, *grid)``.
@@ -198,9 +198,31 @@ class MonarchSpectralConv(nn.Module):
         Returns:
             ``(b, out_channels, *grid)``.
         """
+        return self.forward_with_source(x, prepared, skip, activation)[0]
+
+    def forward_with_source(
+        self,
+        x: Tensor,
+        prepared: tuple[Tensor, ...] | None = None,
+        skip: Tensor | None = None,
+        activation: Activation = "identity",
+        source: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Applies the layer in a chain of such layers, which keeps one field a layer for the backward pass.
+
+        Args:
+            x: As in :meth:`forward`, like all but the last.
+            prepared: See there.
+            skip: See there.
+            activation: See there.
+            source: The fields whose GELU ``x`` is, if it is one; kept for the backward pass in place of ``x``.
+
+        Returns:
+            ``(b, out_channels, *grid)`` and, with GELU, the fields before it: the ``source`` of a next layer.
+        """
         matrices = self.prepare(x.shape[2:]) if prepared is None else prepared
         bias = None if self.bias is None else self.bias.flatten()
-        return spectral_conv(x, matrices, skip, bias, activation)[0]
+        return spectral_conv(x, matrices, skip, bias, activation, source)
 
     def extra_repr(self) -> str:
         """Sizes for ``print``."""

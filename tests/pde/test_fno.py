@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch.nn.functional import gelu
 
 from sciml_monarch import InputError
@@ -162,6 +163,136 @@ def test_network_compiles_whole():
     x = torch.randn(2, 2, 8, 8)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), net(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_compiled_network_keeps_less_than_twice_what_an_eager_one_keeps():
+    """Hidden channels of the projection are not among it: the operator stays one while compiling."""
+    torch._dynamo.reset()
+    width, hidden = 5, 32
+    net = MonarchFNO(2, 1, width, (4, 4), (16, 16), projection_channels=hidden)
+    x = torch.randn(3, 2, 16, 16)
+
+    def kept(call):
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: sizes.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // 4}) or t,
+            lambda t: t,
+        ):
+            call(x)
+        return list(sizes.values())
+
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager_decomp_partition")
+    compiled(x)
+    sizes = kept(compiled)
+    assert 3 * hidden * 256 not in sizes
+    assert sum(sizes) < 2 * sum(kept(net))
+
+
+def test_transforms_of_torch_func_see_through_the_network():
+    net = MonarchFNO(2, 1, 3, (4, 4), (8, 8), n_layers=2, projection_channels=4).double()
+    parameters = {k: v.detach() for k, v in net.named_parameters()}
+    x = torch.randn(3, 2, 8, 8, dtype=torch.float64)
+    direction = torch.randn_like(x)
+    step = 1e-5
+    with torch.no_grad():
+        difference = (net(x + step * direction) - net(x - step * direction)) / (2 * step)
+    _, tangent = torch.func.jvp(net, (x,), (direction,))
+    torch.testing.assert_close(tangent, difference, rtol=1e-6, atol=1e-8)
+
+    def loss(parameters, x):
+        return torch.func.functional_call(net, parameters, (x[None],)).square().sum()
+
+    per_sample = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    net(x).square().sum().backward()
+    for name, p in net.named_parameters():
+        torch.testing.assert_close(per_sample[name].sum(0), p.grad, rtol=1e-8, atol=1e-10)
+    several = {k: torch.stack([v, 2 * v]) for k, v in parameters.items()}
+    both = torch.vmap(lambda p: torch.func.functional_call(net, p, (x,)))(several)
+    torch.testing.assert_close(both[0], net(x))
+
+
+def test_a_gradient_of_a_gradient_reaches_every_parameter():
+    net = MonarchFNO(2, 1, 3, (4, 4), (8, 8), n_layers=2, projection_channels=4).double()
+    x = torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    parameters = list(net.parameters())
+
+    def squared_norm():
+        gradients = torch.autograd.grad(net(x).square().sum(), parameters, create_graph=True)
+        return sum(g.square().sum() for g in gradients)
+
+    found = torch.autograd.grad(squared_norm(), parameters)
+    step = 1e-5
+    for p, g in zip(parameters, found, strict=True):
+        direction, values = torch.randn_like(p), []
+        for sign in (1, -1):
+            with torch.no_grad():
+                p.add_(sign * step * direction)
+            values.append(squared_norm().item())
+            with torch.no_grad():
+                p.sub_(sign * step * direction)
+        difference = (values[0] - values[1]) / (2 * step)
+        torch.testing.assert_close((g * direction).sum().item(), difference, rtol=1e-5, atol=1e-6 * abs(values[0]))
+
+
+def test_hooks_of_submodules_fire_and_change_nothing():
+    net = MonarchFNO(2, 1, 4, (4, 4), (8, 8), n_layers=2, projection_channels=6)
+    x = torch.randn(2, 2, 8, 8)
+    expected = net(x)
+    called = []
+    watched = [net.lifting, *net.convs, *net.skips, net.projection, *net.projection]
+    for module in watched:
+        module.register_forward_hook(lambda module, inputs, output: called.append((module, output.shape[1])))
+    torch.testing.assert_close(net(x), expected)
+    assert sorted(id(m) for m, _ in called) == sorted(map(id, watched))
+    assert dict(called)[net.convs[0]] == 4
+    doubled = net.convs[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    changed = net(x)
+    doubled.remove()
+    assert (changed - expected).abs().max() > 1e-3
+
+
+class Doubled(torch.nn.Conv1d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_layers_that_a_user_changes_are_called():
+    x = torch.randn(2, 2, 8, 8)
+
+    def fresh():
+        torch.manual_seed(1)
+        return MonarchFNO(2, 1, 4, (4, 4), (8, 8), n_layers=2, projection_channels=6)
+
+    plain = fresh()
+    twice = fresh()
+    with torch.no_grad():
+        for layer in (twice.skips[0], twice.projection[2]):
+            for p in layer.parameters():
+                p.mul_(2)
+
+    def doubled(layer):
+        new = Doubled(layer.in_channels, layer.out_channels, 1, bias=layer.bias is not None)
+        new.load_state_dict(layer.state_dict())
+        return new
+
+    net = fresh()
+    net.skips[0], net.projection[2] = doubled(net.skips[0]), doubled(net.projection[2])
+    torch.testing.assert_close(net(x), twice(x))
+    net = fresh()
+    for layer in (net.skips[0], net.projection[0]):
+        torch.nn.utils.parametrizations.weight_norm(layer)
+    torch.testing.assert_close(net(x), plain(x))
+    net = fresh()
+    torch.nn.utils.prune.identity(net.skips[0], "weight")
+    torch.nn.utils.prune.l1_unstructured(net.projection[0], "weight", 0.5)
+    torch.nn.utils.parametrizations.spectral_norm(net.projection[2])
+    assert (net(x) - plain(x)).abs().max() > 1e-3
+    net(x).sum().backward()
+    assert net.projection[0].weight_orig.grad.any()
+    net = fresh()
+    net.skips[1] = torch.nn.Conv1d(4, 4, 3, padding=1, bias=False)
+    net.projection[1] = torch.nn.Tanh()
+    assert (net(x) - plain(x)).abs().max() > 1e-3
 
 
 def test_network_exports():

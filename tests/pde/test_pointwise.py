@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.nn.functional import conv1d, gelu
 
 from sciml_monarch.pde import pointwise
@@ -55,6 +56,81 @@ def test_operators_are_well_formed():
     torch.library.opcheck(pointwise._mlp, (flat, w1, b1, w2, b2))
     torch.library.opcheck(pointwise._linear, (flat, w1, None))
     torch.library.opcheck(pointwise._linear, (flat, w1, flat.detach().clone()))
+
+
+def test_gradients_of_gradients_are_exact():
+    shapes = [(2, 2, 2, 3), (3, 2), (3,), (2, 3), (2,)]
+    inputs = [randn(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
+    assert torch.autograd.gradgradcheck(pointwise_mlp, inputs)
+
+    def behind_an_activation(source, weight):
+        return pointwise_linear(gelu(source), weight, source)
+
+    assert torch.autograd.gradgradcheck(behind_an_activation, inputs[:2])
+
+
+def test_only_wanted_gradients_are_computed_and_the_same():
+    for wanted in range(5):
+        inputs = [t.detach().requires_grad_(i == wanted) for i, t in enumerate(arguments())]
+        (found,) = torch.autograd.grad(pointwise_mlp(*inputs).square().sum(), inputs[wanted])
+        (expected,) = torch.autograd.grad(plain_mlp(*inputs).square().sum(), inputs[wanted])
+        assert relative_error(found, expected) < TOLERANCE[torch.float64]
+    x, w1, b1, w2, b2 = (t.detach().flatten(2) if t.ndim == 4 else t.detach() for t in arguments())
+    found = pointwise._mlp_gradients(torch.ones(3, 2, 30).double(), x, w1, b1, w2, b2.dtype, [False] * 4 + [True])
+    assert [t.numel() for t in found] == [0, 0, 0, 0, 2]
+
+
+def test_fields_are_not_kept_for_frozen_weights():
+    x, weight, *_ = arguments()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        pointwise_linear(x, weight.detach())
+    assert x.data_ptr() not in kept
+
+
+def test_transforms_of_torch_func_see_through_both_maps():
+    x, *rest = arguments()
+    for function, plain, weights in (
+        (pointwise_mlp, plain_mlp, rest),
+        (pointwise_linear, lambda x, w: conv1d(x.flatten(2), w[..., None]).view(3, 7, 5, 6), rest[:1]),
+    ):
+        inputs = [t.detach() for t in (x, *weights)]
+        tangents = tuple(torch.ones_like(t) for t in inputs)
+        _, tangent = torch.func.jvp(function, tuple(inputs), tangents)
+        assert relative_error(tangent, torch.func.jvp(plain, tuple(inputs), tangents)[1]) < TOLERANCE[torch.float64]
+        with forward_ad.dual_level():
+            y = function(*(forward_ad.make_dual(t, v) for t, v in zip(inputs, tangents, strict=True)))
+            assert relative_error(forward_ad.unpack_dual(y).tangent, tangent) < TOLERANCE[torch.float64]
+
+        def loss(w, x, function=function, others=inputs[2:]):
+            return function(x[None], w, *others).square().sum()
+
+        found = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(inputs[1], inputs[0])
+        w = inputs[1].requires_grad_()
+        (expected,) = torch.autograd.grad(plain(inputs[0], w, *inputs[2:]).square().sum(), w)
+        assert relative_error(found.sum(0), expected) < TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_gradients_of_biases_do_not_overflow_in_half_precision(compiled):
+    """A sum of 4 x 5 x 6 times 1000 is more than half precision has, and less than float32 has."""
+    inputs = [t.detach().requires_grad_() for t in arguments(torch.float32, batch=4)]
+    function = torch.compile(pointwise_mlp, fullgraph=True, backend="aot_eager") if compiled else pointwise_mlp
+    with torch.autocast("cpu", dtype=torch.float16):
+        y = function(*inputs)
+    assert y.dtype == torch.float16
+    y.backward(torch.full_like(y, 1000))
+    torch.testing.assert_close(inputs[4].grad, torch.full((2,), 120_000.0))
+    assert all(t.grad.dtype == torch.float32 for t in inputs)
+    assert inputs[2].grad.isfinite().all()
+
+
+def test_without_gradients_the_results_are_the_same():
+    x, w1, b1, w2, b2 = arguments()
+    with torch.no_grad():
+        found = pointwise_mlp(x, w1, b1, w2, b2), pointwise_linear(x, w1)
+    for a, b in zip(found, (pointwise_mlp(x, w1, b1, w2, b2), pointwise_linear(x, w1)), strict=True):
+        assert relative_error(a, b) < TOLERANCE[torch.float64]
 
 
 def test_empty_batch():

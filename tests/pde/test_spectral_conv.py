@@ -112,6 +112,7 @@ def test_half_precision_under_autocast(dtype, tolerance):
     reference = layer(x)
     with torch.autocast("cpu", dtype=dtype):
         y = layer(x)
+    assert y.dtype == dtype
     assert (y.float() - reference).norm() < tolerance * reference.norm()
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sciml_monarch.errors import InputError
 
@@ -18,6 +19,7 @@ DotPrecision = Literal["tf32x3", "tf32", "bf16", "native"]
 # of the process and not of the thread: backward passes run in threads of their own
 _chosen: Backend = "auto"
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KERNEL_SHARED_BYTES = 232_448  # that a program may take: kernels are tuned for Hopper's multiprocessors, which have it
 
 
 def backend() -> Backend:
@@ -30,7 +32,7 @@ def use_backend(choice: Backend) -> Iterator[None]:
     """Overrides the choice of implementation inside a ``with`` block, in all threads.
 
     Operations ask when they run, not when they are traced: a compiled network follows too, a captured CUDA graph
-    keeps what it was captured with.
+    keeps what it was captured with. A backward pass outside of any block follows the forward pass' choice.
 
     Args:
         choice: "torch", "triton", or "auto" for what was measured to be faster at the shape at hand.
@@ -49,13 +51,15 @@ def use_backend(choice: Backend) -> Iterator[None]:
 
 
 def triton_usable(x: Tensor) -> bool:
-    """Whether a Triton kernel can take this tensor: real, at most float32, on a CUDA device, Triton installed.
+    """Whether a Triton kernel can take this tensor: real, at most float32, on a Hopper GPU, Triton installed.
 
-    Triton's interpreter (``TRITON_INTERPRET=1``) takes tensors of the CPU, but not bfloat16, whose products it gets
-    wrong (3.7).
+    A device whose multiprocessors have less shared memory than Hopper's could not start most kernels. Triton's
+    interpreter (``TRITON_INTERPRET=1``) takes tensors of the CPU, but not bfloat16, whose products it gets wrong (3.7).
     """
     interpreted = x.device.type == "cpu" and _interpreted() and x.dtype != torch.bfloat16
-    return x.dtype in KERNEL_DTYPES and (x.is_cuda or interpreted) and _has_triton()
+    if x.dtype not in KERNEL_DTYPES or not _has_triton():
+        return False
+    return _fits(x.device.index) if x.is_cuda else interpreted
 
 
 def wants_triton(x: Tensor, measured_faster: bool) -> bool:
@@ -72,13 +76,33 @@ def wants_triton(x: Tensor, measured_faster: bool) -> bool:
     if choice == "triton" and not triton_usable(x):
         raise InputError(
             f"the Triton kernel was asked for, but cannot take a {x.dtype} tensor on {x.device}: it needs Triton, "
-            "a CUDA device and float32, bfloat16 or float16"
+            f"a CUDA device with {KERNEL_SHARED_BYTES} bytes of shared memory a program, as Hopper's have, and "
+            "float32, bfloat16 or float16"
         )
     return choice == "triton" or (choice == "auto" and measured_faster and triton_usable(x))
 
 
+def transformed() -> bool:
+    """Whether ``torch.func`` or forward-mode derivatives are at work, which see through plain torch only.
+
+    Operators have formulas for reverse mode alone: ``vmap`` and ``grad`` would raise, ``jvp`` give zero in silence.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def plain_wanted() -> bool:
+    """Whether the caller is to see plain torch.
+
+    Under :func:`transformed`; and while compiling, unless the kernels are asked for: an exported program runs without
+    this package, and a compiler fuses what it can see. An operator it cannot.
+    """
+    return transformed() or (torch.compiler.is_compiling() and backend() != "triton")
+
+
 def dot_precision(dtype: torch.dtype) -> DotPrecision:
     """How kernels multiply: float32 follows ``torch.get_float32_matmul_precision()``.
+
+    Or ``torch.backends.cuda.matmul.fp32_precision``, where that is what was set ("tf32", or "ieee" for "highest").
 
     Returns:
         "tf32x3" (three TF32 products, float32's accuracy) for "highest", "tf32" for "high", "bf16" (operands
@@ -87,12 +111,27 @@ def dot_precision(dtype: torch.dtype) -> DotPrecision:
     if dtype != torch.float32:
         return "native"
     precisions: dict[str, DotPrecision] = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
-    return precisions[torch.get_float32_matmul_precision()]
+    try:
+        return precisions[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # torch refuses the question once the newer setting differs from it
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
+
+
+@torch.compiler.assume_constant_result
+def _has_triton() -> bool:
+    return _is_installed("triton")
 
 
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def _is_installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+@torch.compiler.assume_constant_result
+def _fits(device: int | None) -> bool:
+    """Whether the kernels' configurations fit this CUDA device; AMD's have no such property."""
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", 0) >= KERNEL_SHARED_BYTES
 
 
 def _interpreted() -> bool:

@@ -16,7 +16,7 @@ from torch.nn.functional import gelu as apply_gelu
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.kernels import spectral_products as products
-from sciml_monarch.monarch.kernels.backend import backend, wants_triton
+from sciml_monarch.monarch.kernels.backend import backend, plain_wanted, wants_triton
 from sciml_monarch.monarch.kernels.spectral_layout import Activation, sizes, transposed
 
 MAX_KERNEL_NUMBERS = 2**31  # modes of all images, which kernels address with 32 bits
@@ -41,9 +41,10 @@ def spectral_analysis(field: Tensor, matrices: Sequence[Tensor], source: Tensor 
     if tuple(field.shape[2:]) != grid:
         raise InputError(f"matrices for a grid {grid} cannot take fields of shape {tuple(field.shape)}")
     field = _autocast(field)
-    if _inlined():
+    if plain_wanted() or _undifferentiated():
         return products.analysis(field, [matrix.to(field.dtype) for matrix in matrices])
-    return _analysis(field, list(matrices), False, None if source is None else _autocast(source))
+    source = None if source is None else _autocast(source)
+    return _analysis(field, list(matrices), False, source, backend() == "triton")
 
 
 def spectral_synthesis(
@@ -77,21 +78,25 @@ def spectral_synthesis(
         raise InputError(f"a skip connection of shape {tuple(skip.shape)} cannot be added to fields {shape}")
     skip = None if skip is None else skip.to(modes.dtype)
     gelu = activation == "gelu"
-    if _inlined():
+    if plain_wanted():
         out = products.synthesis(modes, [matrix.to(modes.dtype) for matrix in matrices])
-        out = out if bias is None else out + bias.to(out.dtype).view(-1, *(1,) * len(grid))
+        # the bias in its own precision: half precision would overflow in the sum that is its gradient
+        out = out if bias is None else (out + bias.view(-1, *(1,) * len(grid))).to(out.dtype)
         out = out if skip is None else out + skip
         return (apply_gelu(out), out) if gelu else (out, None)
-    out, before = _synthesis(modes, list(matrices), False, skip, bias, gelu)
+    if _undifferentiated():
+        return _plain_synthesis(modes, [matrix.to(modes.dtype) for matrix in matrices], skip, bias, gelu)
+    out, before = _synthesis(modes, list(matrices), False, skip, bias, gelu, backend() == "triton")
     return out, before if gelu else None
 
 
 @torch.library.custom_op("sciml_monarch::spectral_analysis", mutates_args=())
-def _analysis(field: Tensor, matrices: Sequence[Tensor], adjoint: bool, source: Tensor | None) -> Tensor:
+def _analysis(field: Tensor, matrices: Sequence[Tensor], adjoint: bool, source: Tensor | None, asked: bool) -> Tensor:
+    """``asked``, here and below: whether kernels were asked for, of the call whose backward pass this may be."""
     if field.numel() == 0:
-        return _analysis_fake(field, matrices, adjoint, source)
+        return _analysis_fake(field, matrices, adjoint, source, asked)
     with torch.autocast(field.device.type, enabled=False):
-        if not _takes_kernel(field, field.shape[0] * field.shape[1], matrices, adjoint):
+        if not _takes_kernel(field, field.shape[0] * field.shape[1], matrices, adjoint, asked):
             cast = [matrix.to(field.dtype) for matrix in matrices]
             return products.analysis(field, transposed(cast) if adjoint else cast).contiguous()
         from sciml_monarch.monarch.kernels import spectral_triton
@@ -106,27 +111,42 @@ def _analysis(field: Tensor, matrices: Sequence[Tensor], adjoint: bool, source: 
 
 
 @_analysis.register_fake
-def _analysis_fake(field: Tensor, matrices: Sequence[Tensor], adjoint: bool, source: Tensor | None) -> Tensor:
+def _analysis_fake(
+    field: Tensor, matrices: Sequence[Tensor], adjoint: bool, source: Tensor | None, asked: bool
+) -> Tensor:
     _, kept = sizes(matrices, points_first=adjoint)
     return field.new_empty(prod(kept), field.shape[0], 2 * field.shape[1])
 
 
 @torch.library.custom_op("sciml_monarch::spectral_synthesis", mutates_args=())
 def _synthesis(
-    modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, skip: Tensor | None, bias: Tensor | None, gelu: bool
+    modes: Tensor,
+    matrices: Sequence[Tensor],
+    adjoint: bool,
+    skip: Tensor | None,
+    bias: Tensor | None,
+    gelu: bool,
+    asked: bool,
 ) -> tuple[Tensor, Tensor]:
     if modes.numel() == 0:
-        return _synthesis_fake(modes, matrices, adjoint, skip, bias, gelu)
+        return _synthesis_fake(modes, matrices, adjoint, skip, bias, gelu, asked)
     with torch.autocast(modes.device.type, enabled=False):
-        if _takes_kernel(modes, modes.shape[1] * modes.shape[2] // 2, matrices, not adjoint):
+        if _takes_kernel(modes, modes.shape[1] * modes.shape[2] // 2, matrices, not adjoint, asked):
             return _synthesis_kernel(modes, matrices, adjoint, skip, bias, gelu)
         cast = [matrix.to(modes.dtype) for matrix in matrices]
-        before = products.synthesis(modes, transposed(cast) if adjoint else cast)
-        if bias is not None:
-            before += bias.to(before.dtype).view(-1, *(1,) * len(matrices))
-        if skip is not None:
-            before += skip
-        return (apply_gelu(before), before) if gelu else (before, modes.new_empty(0))
+        out, kept = _plain_synthesis(modes, transposed(cast) if adjoint else cast, skip, bias, gelu)
+        return out, modes.new_empty(0) if kept is None else kept
+
+
+def _plain_synthesis(
+    modes: Tensor, matrices: Sequence[Tensor], skip: Tensor | None, bias: Tensor | None, gelu: bool
+) -> tuple[Tensor, Tensor | None]:
+    out = products.synthesis(modes, matrices)
+    if bias is not None:
+        out += bias.to(out.dtype).view(-1, *(1,) * len(matrices))
+    if skip is not None:
+        out += skip
+    return (apply_gelu(out), out) if gelu else (out, None)
 
 
 def _synthesis_kernel(
@@ -152,7 +172,13 @@ def _synthesis_kernel(
 
 @_synthesis.register_fake
 def _synthesis_fake(
-    modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, skip: Tensor | None, bias: Tensor | None, gelu: bool
+    modes: Tensor,
+    matrices: Sequence[Tensor],
+    adjoint: bool,
+    skip: Tensor | None,
+    bias: Tensor | None,
+    gelu: bool,
+    asked: bool,
 ) -> tuple[Tensor, Tensor]:
     grid, _ = sizes(matrices, points_first=not adjoint)
     out = modes.new_empty(modes.shape[1], modes.shape[2] // 2, *grid)
@@ -161,13 +187,13 @@ def _synthesis_fake(
 
 @torch.library.custom_op("sciml_monarch::spectral_matrix_gradients", mutates_args=())
 def _matrix_gradients(
-    field: Tensor, modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, activated: bool
+    field: Tensor, modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, activated: bool, asked: bool
 ) -> list[Tensor]:
     """Gradients of ``<modes, analysis(field, matrices, adjoint)>``; of ``gelu(field)`` with ``activated``."""
     if field.numel() == 0:
         return [torch.zeros_like(matrix) for matrix in matrices]
     with torch.autocast(field.device.type, enabled=False):
-        if len(matrices) == 2 and _takes_kernel(field, field.shape[0] * field.shape[1], matrices, adjoint):
+        if len(matrices) == 2 and _takes_kernel(field, field.shape[0] * field.shape[1], matrices, adjoint, asked):
             from sciml_monarch.monarch.kernels import spectral_triton
 
             wide = [matrix.float() for matrix in matrices]
@@ -176,48 +202,56 @@ def _matrix_gradients(
                 found = spectral_triton.matrix_gradients(field.contiguous(), modes, leading, last, activated)
                 gradients = transposed(found) if adjoint else list(found)
                 return [g.to(matrix.dtype) for g, matrix in zip(gradients, matrices, strict=True)]
-        field = apply_gelu(field) if activated else field
-        cast = [matrix.to(field.dtype) for matrix in matrices]
-        gradients = products.matrix_gradients(field, modes, transposed(cast) if adjoint else cast)
-        gradients = transposed(gradients) if adjoint else gradients
-        return [g.to(matrix.dtype) for g, matrix in zip(gradients, matrices, strict=True)]
+        return _plain_matrix_gradients(field, modes, matrices, adjoint, activated)
+
+
+def _plain_matrix_gradients(
+    field: Tensor, modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, activated: bool
+) -> list[Tensor]:
+    field = apply_gelu(field) if activated else field
+    cast = [matrix.to(field.dtype) for matrix in matrices]
+    gradients = products.matrix_gradients(field, modes, transposed(cast) if adjoint else cast)
+    gradients = transposed(gradients) if adjoint else gradients
+    return [g.to(matrix.dtype) for g, matrix in zip(gradients, matrices, strict=True)]
 
 
 @_matrix_gradients.register_fake
 def _matrix_gradients_fake(
-    field: Tensor, modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, activated: bool
+    field: Tensor, modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, activated: bool, asked: bool
 ) -> list[Tensor]:
     return [torch.empty_like(matrix, memory_format=torch.contiguous_format) for matrix in matrices]
 
 
 def _save_analysis(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    field, matrices, ctx.adjoint, source = inputs
+    field, matrices, ctx.adjoint, source, ctx.asked = inputs
     ctx.activated = source is not None
-    ctx.save_for_backward(source if ctx.activated else field, *matrices)
+    learned = any(matrix.requires_grad for matrix in matrices)  # else nothing in the backward pass needs the field
+    ctx.save_for_backward((source if ctx.activated else field) if learned else None, *matrices)
 
 
 def _analysis_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     kept, *matrices = ctx.saved_tensors
-    by_field, by_matrices = None, [None] * len(matrices)
+    by_field, by_matrices = None, _nothing(matrices)
     if ctx.needs_input_grad[0]:
-        by_field, _ = _synthesis(gradient.contiguous(), matrices, not ctx.adjoint, None, None, False)
+        by_field, _ = _synthesis(gradient.contiguous(), matrices, not ctx.adjoint, None, None, False, ctx.asked)
     if _any(ctx.needs_input_grad[1]):
-        by_matrices = _matrix_gradients(kept, gradient, matrices, ctx.adjoint, ctx.activated)
-    return by_field, by_matrices, None, None
+        by_matrices = _by_matrices(kept, gradient, matrices, ctx.adjoint, ctx.activated, ctx.asked)
+    return by_field, by_matrices, None, None, None
 
 
 def _save_synthesis(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    modes, matrices, ctx.adjoint, _, bias, ctx.gelu = inputs
+    modes, matrices, ctx.adjoint, _, bias, ctx.gelu, ctx.asked = inputs
     ctx.set_materialize_grads(False)  # the fields before the activation as a rule have no gradient: no zeros for them
     ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.save_for_backward(modes, output[1], *matrices)
+    learned = any(matrix.requires_grad for matrix in matrices)
+    ctx.save_for_backward(modes if learned else None, output[1] if ctx.gelu else None, *matrices)
 
 
 def _synthesis_backward(ctx: Any, by_out: Tensor | None, by_before: Tensor | None) -> tuple[Any, ...]:
     modes, before, *matrices = ctx.saved_tensors
-    by_modes, by_matrices, by_bias = None, [None] * len(matrices), None
+    by_modes, by_matrices, by_bias = None, _nothing(matrices), None
     if by_out is None and by_before is None:
-        return None, by_matrices, None, None, None, None
+        return None, by_matrices, None, None, None, None, None
     if ctx.gelu:
         gradient = None if by_out is None else torch.ops.aten.gelu_backward(by_out, before)
         if by_before is not None:
@@ -226,12 +260,23 @@ def _synthesis_backward(ctx: Any, by_out: Tensor | None, by_before: Tensor | Non
         gradient = by_out
     assert gradient is not None
     if ctx.needs_input_grad[0]:
-        by_modes = _analysis(gradient, matrices, not ctx.adjoint, None)
+        by_modes = _analysis(gradient, matrices, not ctx.adjoint, None, ctx.asked)
     if _any(ctx.needs_input_grad[1]):
-        by_matrices = _matrix_gradients(gradient, modes, matrices, not ctx.adjoint, False)
+        by_matrices = _by_matrices(gradient, modes, matrices, not ctx.adjoint, False, ctx.asked)
     if ctx.needs_input_grad[4]:
-        by_bias = gradient.sum([0, *range(2, gradient.ndim)]).to(ctx.bias_dtype)
-    return by_modes, by_matrices, None, gradient if ctx.needs_input_grad[3] else None, by_bias, None
+        wide = torch.promote_types(gradient.dtype, torch.float32)  # half precision would overflow
+        by_bias = gradient.sum([0, *range(2, gradient.ndim)], dtype=wide).to(ctx.bias_dtype)
+    return by_modes, by_matrices, None, gradient if ctx.needs_input_grad[3] else None, by_bias, None, None
+
+
+def _by_matrices(
+    field: Tensor, modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, activated: bool, asked: bool
+) -> list[Tensor]:
+    """The operator, or what can be differentiated again where that is wanted."""
+    if not torch.is_grad_enabled():
+        return _matrix_gradients(field, modes, matrices, adjoint, activated, asked)
+    with torch.autocast(field.device.type, enabled=False):
+        return _plain_matrix_gradients(field, modes, matrices, adjoint, activated)
 
 
 _analysis.register_autograd(_analysis_backward, setup_context=_save_analysis)
@@ -245,24 +290,26 @@ def _autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if wanted else x
 
 
-def _inlined() -> bool:
-    """Whether the caller is to see plain torch.
-
-    An exported program runs without this package, and a compiler fuses what it can see; an operator it cannot.
-    """
-    return torch.compiler.is_compiling() and backend() != "triton"
+def _undifferentiated() -> bool:
+    """Whether an operator would do nothing but call plain torch, which takes longer than products of small fields."""
+    return not torch.is_grad_enabled() and backend() != "triton"
 
 
-def _takes_kernel(like: Tensor, n_images: int, matrices: Sequence[Tensor], points_first: bool) -> bool:
+def _takes_kernel(like: Tensor, n_images: int, matrices: Sequence[Tensor], points_first: bool, asked: bool) -> bool:
     """Whether the Triton kernels run: of two axes, or the last two of three."""
     grid, kept = sizes(matrices, points_first)
     n_numbers = 2 * prod(kept[-2:]) * n_images * (grid[0] if len(grid) == 3 else 1)
-    return wants_triton(like, measured_faster=False) and len(grid) > 1 and n_numbers < MAX_KERNEL_NUMBERS
+    wanted = wants_triton(like, measured_faster=asked)  # asks for a forward pass outlive its block, unless overridden
+    return wanted and len(grid) > 1 and n_numbers < MAX_KERNEL_NUMBERS
 
 
 def _first(matrices: Sequence[Tensor], adjoint: bool) -> Tensor:
     """The first axis' matrix, transposed where the matrices are those of the other map."""
     return transposed(matrices)[0] if adjoint else matrices[0]
+
+
+def _nothing(matrices: Sequence[Tensor]) -> Sequence[Tensor | None]:
+    return [None] * len(matrices)
 
 
 def _any(needs: bool | Sequence[bool]) -> bool:

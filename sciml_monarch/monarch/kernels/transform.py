@@ -4,7 +4,8 @@ The operator ``sciml_monarch::transform`` works on real arrays ``(outer, n, inne
 pairs: any axis of any array is the second of such a view. On a CPU it goes through a few lines at a time
 (:mod:`.transform_blocked`), on a GPU through Triton kernels (:mod:`.transform_kernels_triton`). The reference is
 :func:`sciml_monarch.monarch.parts.apply`, which also serves wherever the operator does not: double precision, sizes
-that the factors of a transform do not have, second derivatives, forward-mode derivatives, exported programs.
+that the factors of a transform do not have, second derivatives, forward-mode derivatives, ``torch.func``, exported
+programs.
 """
 
 import math
@@ -15,7 +16,7 @@ from torch import Tensor
 from sciml_monarch.monarch import parts
 from sciml_monarch.monarch.functional import Factors
 from sciml_monarch.monarch.kernels import transform_blocked as blocked
-from sciml_monarch.monarch.kernels.backend import backend, triton_usable, wants_triton
+from sciml_monarch.monarch.kernels.backend import backend, transformed, triton_usable, wants_triton
 from sciml_monarch.monarch.kernels.transform_configs import measured_faster
 
 
@@ -69,8 +70,8 @@ def _served(x: Tensor, w1: Tensor, w2: Tensor) -> bool:
     """Whether the operator takes this call, or else the reference."""
     if not torch.compiler.is_compiling():
         wants_triton(x.real if x.is_complex() else x, False)  # where it cannot run, the user is told
-        if torch.autograd.forward_ad._current_level >= 0:
-            return False
+    if transformed():
+        return False
     k, q = w1.shape[:2]
     # the blocks of the second factor take one entry of each block of the first
     if w1.dtype != torch.float32 or x.dtype not in (torch.float32, torch.complex64) or w2.shape[0] != q:
@@ -80,7 +81,8 @@ def _served(x: Tensor, w1: Tensor, w2: Tensor) -> bool:
     if backend() == "triton":
         return True
     if x.is_cuda:
-        return backend() == "auto" and measured_faster(x.numel() // (k * w1.shape[2]), k, q)
+        faster = measured_faster(x.numel() // (k * w1.shape[2]), k, q)
+        return backend() == "auto" and faster and triton_usable(x.real if x.is_complex() else x)
     return min(k, q) > 1  # one dense block is one product already
 
 
@@ -216,34 +218,6 @@ def _reference_of_lines(
     else:
         y = _reference(lines, w1, w2, place_in, permutation_out, takes_real, adjoint, 1)
     return torch.view_as_real(y) if out_planes == 2 else y.unsqueeze(-1)
-
-
-def _vmap(
-    info: object,
-    in_dims: tuple[int | None, ...],
-    x: Tensor,
-    w1: Tensor,
-    w2: Tensor,
-    place_in: Tensor | None,
-    place_out: Tensor | None,
-    out_planes: int,
-    adjoint: bool,
-) -> tuple[Tensor, int]:
-    """A batch of arrays is one longer array; a batch of factors is taken one by one."""
-    options = place_in, place_out, out_planes, adjoint
-    if in_dims[1] is None and in_dims[2] is None:
-        x = x.movedim(in_dims[0] or 0, 0)
-        y = torch.ops.sciml_monarch.transform(x.flatten(0, 1).contiguous(), w1, w2, *options)
-        return y.unflatten(0, x.shape[:2]), 0
-    size = next(v.shape[d] for v, d in zip((x, w1, w2), in_dims[:3], strict=True) if d is not None)
-    each = (
-        [v.select(d, i).contiguous() if d is not None else v for v, d in zip((x, w1, w2), in_dims[:3], strict=True)]
-        for i in range(size)
-    )
-    return torch.stack([torch.ops.sciml_monarch.transform(*inputs, *options) for inputs in each]), 0
-
-
-_transform.register_vmap(_vmap)
 
 
 def _runs_triton(x: Tensor) -> bool:

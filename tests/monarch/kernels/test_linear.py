@@ -291,6 +291,25 @@ def test_plain_torch_differentiates_twice():
     )
 
 
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=triton_installed)])
+def test_transforms_of_torch_func_see_through_the_layer(backend):
+    *inputs, dy = tensors(SHAPES[4], 3)
+    tangents = tuple(torch.ones_like(v) for v in inputs)
+
+    def run(function):
+        def loss(w1, x):
+            return (function(x, w1, *inputs[2:]) * dy[0]).sum()
+
+        _, tangent = torch.func.jvp(function, tuple(inputs), tangents)
+        return tangent, torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(inputs[1], inputs[0])
+
+    n_out = SHAPES[4].n_out
+    expected = run(lambda *a: reference(*a, n_out))
+    with use_backend(backend):
+        found = run(lambda *a: monarch_linear(*a, out_features=n_out))
+    assert max(errors(found, expected)) < TOLERANCE[torch.float32]
+
+
 def test_bad_input_is_named():
     x, w1, w2, bias, _ = tensors(REGROUPED, 3)
     with pytest.raises(InputError, match=r"k \* q == l \* r, but are \(2, 32, 20\) and \(2, 40, 31\)"):

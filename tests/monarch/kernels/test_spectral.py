@@ -1,15 +1,21 @@
+from contextlib import nullcontext
 from importlib.util import find_spec
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.nn.functional import gelu
 
 from sciml_monarch import InputError
+from sciml_monarch.monarch.kernels import backend as backends
 from sciml_monarch.monarch.kernels import spectral as operators
 from sciml_monarch.monarch.kernels import spectral_reference as reference
-from sciml_monarch.monarch.kernels.backend import use_backend
+from sciml_monarch.monarch.kernels import transform, transform_blocked
+from sciml_monarch.monarch.kernels.backend import dot_precision, use_backend
 from sciml_monarch.monarch.kernels.spectral import spectral_analysis, spectral_synthesis
 from sciml_monarch.monarch.kernels.spectral_configs import (
     Config,
@@ -192,11 +198,11 @@ def test_operators_are_well_formed(backend):
     analysis, synthesis = ([t.float().to(DEVICE).requires_grad_() for t in ts] for ts in (analysis, synthesis))
     modes = reference.analysis(x, analysis).detach().requires_grad_()
     with use_backend(backend):
-        torch.library.opcheck(operators._analysis, (x, analysis, False, None))
-        torch.library.opcheck(operators._analysis, (x, synthesis, True, None))
-        torch.library.opcheck(operators._synthesis, (modes, synthesis, False, x, bias, True))
-        torch.library.opcheck(operators._synthesis, (modes, analysis, True, None, None, False))
-        inputs = (x.detach(), modes.detach(), [m.detach() for m in analysis], False, True)
+        torch.library.opcheck(operators._analysis, (x, analysis, False, None, False))
+        torch.library.opcheck(operators._analysis, (x, synthesis, True, None, False))
+        torch.library.opcheck(operators._synthesis, (modes, synthesis, False, x, bias, True, False))
+        torch.library.opcheck(operators._synthesis, (modes, analysis, True, None, None, False, False))
+        inputs = (x.detach(), modes.detach(), [m.detach() for m in analysis], False, True, False)
         torch.library.opcheck(operators._matrix_gradients, inputs)
 
 
@@ -211,19 +217,149 @@ def test_the_fields_in_front_of_an_activation_are_kept_in_place_of_those_behind(
     assert h.data_ptr() not in kept
 
 
-def test_a_gradient_of_the_gradient_is_right_or_refused():
-    x, analysis, _, _, _ = tensors((6, 8), (3, 2), 1, 2)
+@pytest.mark.parametrize(("grid", "kept"), [((5,), (2,)), ((4, 6), (3, 2)), ((2, 3, 4), (2, 1, 2))], ids=str)
+def test_gradients_of_gradients_are_exact(grid, kept):
+    x, analysis, synthesis, bias, _ = tensors(grid, kept, 1, 2)
+    inputs = [t.requires_grad_() for t in (x, *analysis, *synthesis, bias)]
+    d = len(grid)
+
+    def function(x, *rest):
+        return layer(spectral_analysis, spectral_synthesis, x, rest[:d], rest[d:-1], rest[-1])
+
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_transforms_of_torch_func_see_through_the_layer(backend):
+    """They are shown plain torch; the operators would give a tangent of zero in silence, or raise."""
+    x, analysis, synthesis, bias, _ = tensors((4, 6), (3, 2), 3, 2)
+    x, bias = (t.float().to(DEVICE) for t in (x, bias))
+    analysis, synthesis = ([t.float().to(DEVICE) for t in ts] for ts in (analysis, synthesis))
+
+    def run(analyse, synthesise):
+        def function(x, *matrices):
+            return layer(analyse, synthesise, x, matrices, synthesis, bias)
+
+        def loss(matrices, x):
+            return function(x[None], *matrices).square().sum()
+
+        inputs = (x, *analysis)
+        _, tangent = torch.func.jvp(function, inputs, tuple(torch.ones_like(t) for t in inputs))
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(t, torch.ones_like(t)) for t in inputs]
+            dual = forward_ad.unpack_dual(function(*duals)).tangent
+        return tangent, dual, *torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(analysis, x)
+
+    expected = run(reference.analysis, reference.synthesis)
+    with use_backend(backend):
+        found = run(spectral_analysis, spectral_synthesis)
+    for a, b in zip(found, expected, strict=True):
+        assert a is not None
+        assert relative_error(a, b) < TOLERANCE[torch.float32]
+
+
+@needs_triton
+def test_a_backward_pass_outside_of_the_choice_runs_the_kernels_too(monkeypatch):
+    from sciml_monarch.monarch.kernels import spectral_triton
+
+    x, analysis, synthesis, bias, _ = tensors((8, 12), (4, 3), 1, 2)
+    x, bias, *matrices = (t.float().to(DEVICE).requires_grad_() for t in (x, bias, *analysis, *synthesis))
+    with use_backend("triton"):
+        y = layer(spectral_analysis, spectral_synthesis, x, matrices[:2], matrices[2:], bias)
+    ran = []
+
+    def watch(name):
+        kernel = getattr(spectral_triton, name)
+        monkeypatch.setattr(spectral_triton, name, lambda *args: ran.append(name) or kernel(*args))
+
+    for name in ("analysis", "synthesis", "matrix_gradients"):
+        watch(name)
+    y.sum().backward(retain_graph=True)
+    assert sorted(ran) == ["analysis", "matrix_gradients", "matrix_gradients", "synthesis"]
+    with use_backend("torch"):
+        y.sum().backward()
+    assert len(ran) == 4
+
+
+def test_nothing_is_kept_for_gradients_of_frozen_matrices():
+    x, analysis, synthesis, _, _ = tensors((8, 8), (4, 3), 1, 2)
     x.requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        modes = spectral_analysis(x, analysis)
+        y, _ = spectral_synthesis(modes, synthesis)
+    assert {m.data_ptr() for m in (*analysis, *synthesis)} == set(kept)
+    assert torch.autograd.grad(y.sum(), x)[0].any()
 
-    def function(x):
-        return spectral_analysis(x, analysis).square().sum()
 
-    assert torch.autograd.gradgradcheck(function, (x,))
-    (by_matrix,) = torch.autograd.grad(
-        spectral_analysis(x, [analysis[0].requires_grad_(), analysis[1]]).square().sum(), analysis[0], create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="autograd"):
-        by_matrix.sum().backward()
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_the_gradient_of_a_bias_does_not_overflow_in_half_precision(compiled):
+    """A sum of 70 x 36 ones times 64 is more than half precision has, and less than float32 has."""
+    _, _, synthesis, bias, _ = tensors((70, 36), (2, 3), 1, 2)
+    modes, bias = torch.zeros(6, 1, 4, requires_grad=True), bias.float().requires_grad_()
+    synthesis = [t.float() for t in synthesis]
+
+    def function(modes, bias):
+        return spectral_synthesis(modes, synthesis, None, bias)[0]
+
+    with torch.autocast("cpu", dtype=torch.float16):
+        y = (torch.compile(function, fullgraph=True, backend="aot_eager") if compiled else function)(modes, bias)
+    assert y.dtype == torch.float16
+    y.backward(torch.full_like(y, 64))
+    torch.testing.assert_close(bias.grad, torch.full((2,), 64 * 70 * 36.0))
+
+
+def test_precision_set_the_newer_way():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    assert dot_precision(torch.float32) == "tf32x3"
+    try:
+        matmul.fp32_precision = "tf32"
+        assert dot_precision(torch.float32) == "tf32"
+        matmul.fp32_precision = "ieee"
+        assert dot_precision(torch.float32) == "tf32x3"
+    finally:
+        matmul.fp32_precision = before
+    torch.set_float32_matmul_precision("medium")
+    assert dot_precision(torch.float32) == "bf16"
+
+
+@pytest.mark.parametrize(("shared_bytes", "usable"), [(232_448, True), (166_912, False)], ids=["Hopper", "Ampere"])
+def test_kernels_are_for_multiprocessors_that_their_configurations_fit(shared_bytes, usable, monkeypatch):
+    monkeypatch.setattr(backends, "_has_triton", lambda: True)
+    properties = SimpleNamespace(shared_memory_per_block_optin=shared_bytes)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    with FakeTensorMode():
+        x = torch.empty(3, device="cuda")
+        assert backends.triton_usable(x) is usable
+        with use_backend("triton"), nullcontext() if usable else pytest.raises(InputError, match="shared memory"):
+            assert backends.wants_triton(x, measured_faster=False)
+
+    def asks_while_compiling(x):
+        return x + 1 if backends._has_triton() and backends._fits(x.device.index) else x
+
+    torch._dynamo.reset()  # what was found while compiling for the other device is taken for constant
+    compiled = torch.compile(asks_while_compiling, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(1)).item() == usable
+
+
+def test_without_gradients_the_results_are_the_same():
+    x, analysis, synthesis, bias, _ = tensors((8, 12), (4, 3), 2, 2)
+    inputs = [t.requires_grad_() for t in (x, *analysis, *synthesis, bias)]
+    expected = layer(spectral_analysis, spectral_synthesis, inputs[0], inputs[1:3], inputs[3:5], inputs[5])
+    with torch.no_grad():
+        y = layer(spectral_analysis, spectral_synthesis, inputs[0], inputs[1:3], inputs[3:5], inputs[5])
+    assert relative_error(y, expected) < TOLERANCE[torch.float64]
+
+
+def test_a_transform_asks_nothing_of_a_gpu():
+    """The answer would have to be waited for; a tensor that is none has no answer."""
+    with FakeTensorMode():
+        w1, w2, place = (torch.empty(shape, device="cuda") for shape in ((2, 2, 3), (2, 3, 2), (6,)))
+        before, _ = transform_blocked.sides(w1, w2, place, None)
+        assert before.view(torch.empty(6, 4, device="cuda")).shape == (2, 3, 4)
+        with use_backend("auto"):
+            assert not transform._served(torch.empty(2, 6, device="cuda"), w1, w2)
 
 
 def test_autocast_gives_half_precision():
