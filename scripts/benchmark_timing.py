@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from sciml_monarch.monarch.kernels.backend import Backend, use_backend
 
@@ -80,7 +81,7 @@ def captured(run: Callable[[], Any]) -> Callable[[], None]:
 
 
 def measure(run: Callable[[], Any], device: torch.device, limits: Limits) -> Times:
-    """Times single runs: on a GPU between events, the cache overwritten before each."""
+    """Times single runs: on a GPU between events, the cache emptied before each."""
     for _ in range(N_WARM_UP if device.type == "cuda" else 1):
         run()
     seconds = _on_gpu(run, device, limits) if device.type == "cuda" else _on_cpu(run, limits)
@@ -89,13 +90,16 @@ def measure(run: Callable[[], Any], device: torch.device, limits: Limits) -> Tim
 
 
 def _on_gpu(run: Callable[[], Any], device: torch.device, limits: Limits) -> list[float]:
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+    written, read = (torch.zeros(FLUSH_BYTES // 4, device=device) for _ in range(2))
     seconds: list[float] = []
     begin = time.perf_counter()
     while len(seconds) < limits.repeats and (not seconds or time.perf_counter() - begin < limits.seconds):
         events = []
         for _ in range(min(10, limits.repeats - len(seconds))):
-            flush.zero_()  # lasts long enough for the processor to be ahead of the GPU
+            # Both last long enough for the processor to be ahead of the GPU. What is written would have to be written
+            # back while the run is timed, were it not for what is read after it.
+            written.zero_()
+            read.amax()
             events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
             events[-1][0].record()
             run()
@@ -155,6 +159,12 @@ def peak_memory(run: Callable[[], Any], device: torch.device, before: int) -> in
     run()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def distance(found: Tensor, exact: Tensor) -> float:
+    """Relative error in the 2-norm."""
+    difference = (found.to(exact.dtype) - exact).norm()
+    return float(difference / exact.norm().clamp(min=torch.finfo(torch.float64).tiny))
 
 
 def memory_in_use(device: torch.device) -> int:

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sciml_monarch.monarch.kernels.backend import DotPrecision, dot_precision
+from sciml_monarch.monarch.kernels.device import device_of
 from sciml_monarch.monarch.kernels.linear_configs import Plan, Side, Sizes, WeightConfig, sides
 from sciml_monarch.monarch.kernels.linear_tiles_triton import columns_of, dot
 from sciml_monarch.monarch.kernels.linear_triton import product
@@ -178,27 +179,28 @@ def weight_gradient(
     dw = x.new_empty(parts, *w.shape, dtype=w.dtype if parts == 1 else torch.float32)
     tiles = -(-outside.size // config.rows) * -(-inside.size // config.columns) * -(-n_blocks // config.groups)
     kernel = batched_weight_kernel if config.groups > 1 else weight_kernel
-    kernel[(tiles * parts,)](
-        dy,
-        x,
-        dw,
-        x.shape[0],
-        part_tokens,
-        dy.stride(0),
-        x.stride(0),
-        OUT=tuple(outside),
-        IN=tuple(inside),
-        N_BLOCKS=n_blocks,
-        N_OUT=n_out,
-        N_IN=n_in,
-        PRECISION=precision,
-        ROWS=config.rows,
-        COLUMNS=config.columns,
-        TOKENS=config.tokens,
-        GROUPS=config.groups,
-        num_warps=config.warps,
-        num_stages=config.stages,
-    )
+    with device_of(x):
+        kernel[(tiles * parts,)](
+            dy,
+            x,
+            dw,
+            x.shape[0],
+            part_tokens,
+            dy.stride(0),
+            x.stride(0),
+            OUT=tuple(outside),
+            IN=tuple(inside),
+            N_BLOCKS=n_blocks,
+            N_OUT=n_out,
+            N_IN=n_in,
+            PRECISION=precision,
+            ROWS=config.rows,
+            COLUMNS=config.columns,
+            TOKENS=config.tokens,
+            GROUPS=config.groups,
+            num_warps=config.warps,
+            num_stages=config.stages,
+        )
     return dw[0] if parts == 1 else dw.sum(0).to(w.dtype)
 
 
@@ -220,21 +222,22 @@ def regroup(dy: Tensor, sizes: Sizes, summed: bool) -> tuple[Tensor, Tensor]:
     tiles = triton.cdiv(n_tokens, REGROUP_TOKENS)
     out = dy.new_empty(n_tokens, sizes.l * sizes.s)
     sums = dy.new_empty(tiles if summed else 0, sizes.n_out, dtype=torch.float32)
-    regroup_kernel[(tiles, triton.cdiv(sizes.s, columns), triton.cdiv(sizes.l, groups))](
-        dy,
-        out,
-        sums,
-        n_tokens,
-        dy.stride(0),
-        N_OUT=sizes.n_out,
-        L=sizes.l,
-        S=sizes.s,
-        SUM=summed,
-        TOKENS=REGROUP_TOKENS,
-        COLUMNS=columns,
-        GROUPS=groups,
-        num_warps=8,
-    )
+    with device_of(dy):
+        regroup_kernel[(tiles, triton.cdiv(sizes.s, columns), triton.cdiv(sizes.l, groups))](
+            dy,
+            out,
+            sums,
+            n_tokens,
+            dy.stride(0),
+            N_OUT=sizes.n_out,
+            L=sizes.l,
+            S=sizes.s,
+            SUM=summed,
+            TOKENS=REGROUP_TOKENS,
+            COLUMNS=columns,
+            GROUPS=groups,
+            num_warps=8,
+        )
     return out, sums
 
 

@@ -77,30 +77,43 @@ def candidates(sizes: Sizes, n_tokens: int, itemsize: int) -> Iterator[Plan]:
     chosen = choose(sizes, n_tokens, itemsize)
     for plan in (chosen, choose(sizes, n_tokens, itemsize, not chosen.regrouped)):
         yield plan
-        yield from (variant for variant in _variants(plan, sizes, n_tokens, itemsize) if variant != plan)
+        variants = itertools.chain(*alternatives(plan, sizes, n_tokens, itemsize).values())
+        yield from (variant for variant in variants if variant != plan)
 
 
-def _variants(chosen: Plan, sizes: Sizes, n_tokens: int, itemsize: int) -> Iterator[Plan]:
+def alternatives(chosen: Plan, sizes: Sizes, n_tokens: int, itemsize: int) -> dict[str, list[Plan]]:
+    """Plans that differ from a chosen one in one entry, by the name of that entry.
+
+    Args:
+        chosen: A plan; its order of the inner vector stays.
+        sizes: Sizes of the layer.
+        n_tokens: Rows of the input.
+        itemsize: Bytes of an entry of what is multiplied.
+
+    Returns:
+        For every field of :class:`Plan` but the order its plans; those of ``fused`` differ in ``first`` too.
+    """
     k, q, p, l, s, r, _, _ = sizes
-    for fused in (64, 128):
-        for columns, depth in ((128, 64), (256, 64), (256, 256), (64, 64)):
-            first = ProductConfig(fused, _tile(q, columns), _tile(p, depth), warps=8, stages=2)
-            if fits(first, itemsize):
-                yield chosen._replace(fused=fused, first=first)
-    q_runs = run_length(sizes) * l if chosen.regrouped else q
-    for product in _products(q_runs, p, k, itemsize, 1, False):
-        yield chosen._replace(first=product)
-    for product in _products(p, q_runs, k, itemsize, 1, False):
-        yield chosen._replace(first_back=product)
+    fused = [
+        chosen._replace(fused=tokens, first=ProductConfig(tokens, _tile(q, columns), _tile(p, depth), warps=8))
+        for tokens in (64, 128)
+        for columns, depth in ((128, 64), (256, 64), (256, 256), (64, 64))
+    ]
+    runs = run_length(sizes) * l if chosen.regrouped else q
     batched = not chosen.regrouped
-    for product in _products(s, r, l, itemsize, 16 if batched else 4, batched):
-        yield chosen._replace(second=product)
-    for product in _products(r, s, l, itemsize, 16 if batched else 1, batched):
-        yield chosen._replace(second_back=product)
-    for weight in _weights(q_runs, p, k, n_tokens, itemsize, False):
-        yield chosen._replace(first_weight=weight)
-    for weight in _weights(s, r, l, n_tokens, itemsize, batched):
-        yield chosen._replace(second_weight=weight)
+    products = {
+        "first": _products(runs, p, k, itemsize, 1, False),
+        "first_back": _products(p, runs, k, itemsize, 1, False),
+        "second": _products(s, r, l, itemsize, 16 if batched else 4, batched),
+        "second_back": _products(r, s, l, itemsize, 16 if batched else 1, batched),
+    }
+    weights = {
+        "first_weight": _weights(runs, p, k, n_tokens, itemsize, False),
+        "second_weight": _weights(s, r, l, n_tokens, itemsize, batched),
+    }
+    found = {"fused": [plan for plan in fused if fits(plan.first, itemsize)]}
+    found |= {name: [chosen._replace(**{name: c}) for c in configs] for name, configs in products.items()}  # type: ignore[arg-type]
+    return found | {name: [chosen._replace(**{name: c}) for c in configs] for name, configs in weights.items()}  # type: ignore[arg-type]
 
 
 def _power(n: int) -> int:

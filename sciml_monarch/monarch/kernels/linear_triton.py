@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sciml_monarch.monarch.kernels.backend import DotPrecision, dot_precision
+from sciml_monarch.monarch.kernels.device import device_of
 from sciml_monarch.monarch.kernels.linear_configs import Plan, ProductConfig, Side, Sides, Sizes, sides
 from sciml_monarch.monarch.kernels.linear_tiles_triton import batched_stream, product_stream, product_tile
 
@@ -152,30 +153,31 @@ def product(
     if config.programs:
         streams = min(n_tiles, max(1, config.programs // parts))
     strides = (w.stride(0), w.stride(2), w.stride(1)) if transposed else w.stride()
-    product_kernel[(parts * streams,)](
-        x,
-        w,
-        x if bias is None else bias,
-        y,
-        x.shape[0],
-        x.stride(0),
-        y.stride(0),
-        IN=tuple(inside),
-        OUT=tuple(outside),
-        W=tuple(strides),
-        N_BLOCKS=n_blocks,
-        BIAS=bias is not None,
-        REVERSE=reverse,
-        PRECISION=precision,
-        TOKENS=config.tokens,
-        COLUMNS=config.columns,
-        DEPTH=config.depth,
-        GROUPS=config.groups,
-        BATCHED=bool(config.batched),
-        RESIDENT=bool(config.programs),
-        num_warps=config.warps,
-        num_stages=config.stages,
-    )
+    with device_of(x):
+        product_kernel[(parts * streams,)](
+            x,
+            w,
+            x if bias is None else bias,
+            y,
+            x.shape[0],
+            x.stride(0),
+            y.stride(0),
+            IN=tuple(inside),
+            OUT=tuple(outside),
+            W=tuple(strides),
+            N_BLOCKS=n_blocks,
+            BIAS=bias is not None,
+            REVERSE=reverse,
+            PRECISION=precision,
+            TOKENS=config.tokens,
+            COLUMNS=config.columns,
+            DEPTH=config.depth,
+            GROUPS=config.groups,
+            BATCHED=bool(config.batched),
+            RESIDENT=bool(config.programs),
+            num_warps=config.warps,
+            num_stages=config.stages,
+        )
 
 
 def forward(x: Tensor, w1: Tensor, w2: Tensor, bias: Tensor | None, sizes: Sizes, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -216,36 +218,37 @@ def _fused(
     precision: DotPrecision,
 ) -> None:
     first, second = plan.first, plan.second
-    fused_kernel[(-(-x.shape[0] // plan.fused),)](
-        x,
-        w1,
-        w2,
-        x if bias is None else bias,
-        h,
-        y,
-        x.shape[0],
-        x.stride(0),
-        h.stride(0),
-        y.stride(0),
-        X=tuple(where.x),
-        FIRST=tuple(where.first),
-        SECOND=tuple(where.second),
-        Y=tuple(where.y),
-        W1=w1.stride(),
-        W2=w2.stride(),
-        N_FIRST=w1.shape[0],
-        N_SECOND=w2.shape[0],
-        BIAS=bias is not None,
-        PRECISION=precision,
-        TOKENS=plan.fused,
-        COLUMNS_1=first.columns,
-        DEPTH_1=first.depth,
-        TOKENS_2=min(second.tokens, plan.fused),
-        COLUMNS_2=second.columns,
-        DEPTH_2=second.depth,
-        GROUPS_2=second.groups,
-        BATCHED=bool(second.batched),
-        RESIDENT=bool(second.programs),
-        num_warps=second.warps,
-        num_stages=second.stages,
-    )
+    with device_of(x):
+        fused_kernel[(-(-x.shape[0] // plan.fused),)](
+            x,
+            w1,
+            w2,
+            x if bias is None else bias,
+            h,
+            y,
+            x.shape[0],
+            x.stride(0),
+            h.stride(0),
+            y.stride(0),
+            X=tuple(where.x),
+            FIRST=tuple(where.first),
+            SECOND=tuple(where.second),
+            Y=tuple(where.y),
+            W1=w1.stride(),
+            W2=w2.stride(),
+            N_FIRST=w1.shape[0],
+            N_SECOND=w2.shape[0],
+            BIAS=bias is not None,
+            PRECISION=precision,
+            TOKENS=plan.fused,
+            COLUMNS_1=first.columns,
+            DEPTH_1=first.depth,
+            TOKENS_2=min(second.tokens, plan.fused),
+            COLUMNS_2=second.columns,
+            DEPTH_2=second.depth,
+            GROUPS_2=second.groups,
+            BATCHED=bool(second.batched),
+            RESIDENT=bool(second.programs),
+            num_warps=second.warps,
+            num_stages=second.stages,
+        )

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from sciml_monarch.monarch.kernels.backend import DotPrecision
 
 Kernel = Literal["analysis", "synthesis", "leading_gradient", "last_gradient"]
+GRADIENTS: tuple[Kernel, Kernel] = ("leading_gradient", "last_gradient")
 
+ANALYSIS_REGISTER_BYTES = 720  # of a thread, beyond which finer tiles are taken: compiled, the others spill
+MAX_REGISTER_BYTES = 800  # of a thread, which has 1020
 SHARED_BYTES = 232_448  # of a Hopper multiprocessor, for one program
 MAX_MODES = 128  # rows of a tile of modes: more are computed by several programs, each of which reads the field
 MAX_COLUMNS = 128  # of a tile of modes, likewise
@@ -78,12 +82,20 @@ class Config:
     descriptors: bool
 
 
-def tiles(kernel: Kernel, m: int, k: int) -> Tiles:
-    """Cuts ``m`` by ``k`` modes.
+@cache
+def tiles(problem: Problem) -> Tiles:
+    """Cuts the modes of a problem: as coarsely as some configuration can run it.
 
-    The columns are padded to a power of two, or to the sum of two where that is less: 66 to 64 + 16, not to 128. The
-    synthesis keeps all modes of an image on the chip where they fit, else goes through blocks of them.
+    The columns are padded to a power of two, or to the sum of two where that is less: 66 to 64 + 16, not to 128. An
+    analysis that takes several tiles reads the field once for each; a synthesis goes through blocks of modes.
     """
+    cuts = list(_cuts(problem))
+    return next((cut for cut in cuts if _first_fitting(problem, cut) is not None), cuts[0])
+
+
+def _cuts(problem: Problem) -> Iterator[Tiles]:
+    """Yields ways to cut the modes, coarse ones first."""
+    m, k = problem.m, problem.k
     modes = min(_power_of_two(m, 16), MAX_MODES)
     whole = _power_of_two(2 * k, 16)
     main = whole // 2
@@ -92,9 +104,19 @@ def tiles(kernel: Kernel, m: int, k: int) -> Tiles:
         main, rest = whole, 0
     if main > MAX_COLUMNS:
         main, rest = MAX_COLUMNS, 0
-    if kernel == "synthesis" and (modes * (main + rest) > MAX_RESIDENT or modes < m or main + rest < 2 * k):
-        return Tiles(min(modes, 64), min(main, 64), 0)
-    return Tiles(modes, main, rest)
+    if problem.kernel != "synthesis" or (modes * (main + rest) <= MAX_RESIDENT and m <= modes and 2 * k <= main + rest):
+        yield Tiles(modes, main, rest)
+    if problem.kernel in GRADIENTS:  # which need all modes of an image in a tile
+        return
+    # a single column tile from here on: halves the larger of both as long as there is one
+    if problem.kernel == "synthesis":
+        modes, main = min(modes, 64), min(main, 64)
+        yield Tiles(modes, main, 0)
+    elif rest:
+        yield Tiles(modes, main, 0)
+    while max(modes, main) > 16:
+        modes, main = (modes // 2, main) if modes > main else (modes, main // 2)
+        yield Tiles(modes, main, 0)
 
 
 def shared_bytes(problem: Problem, config: Config) -> int:
@@ -107,7 +129,10 @@ def shared_bytes(problem: Problem, config: Config) -> int:
     Returns:
         Bytes. The tests compare it with what the compiler takes.
     """
-    t = tiles(problem.kernel, problem.m, problem.k)
+    return _shared_bytes(problem, tiles(problem), config)
+
+
+def _shared_bytes(problem: Problem, t: Tiles, config: Config) -> int:
     size, columns = problem.operand_bytes, t.main + t.rest
     rows = config.images * config.rows
     split = 2 if problem.precision == "tf32x3" else 1  # large and small parts of every operand
@@ -134,7 +159,10 @@ def shared_bytes(problem: Problem, config: Config) -> int:
 
 def register_bytes(problem: Problem, config: Config) -> int:
     """Estimates how much of the registers the sums and the tiles in flight take, in bytes of a thread."""
-    t = tiles(problem.kernel, problem.m, problem.k)
+    return _register_bytes(problem, tiles(problem), config)
+
+
+def _register_bytes(problem: Problem, t: Tiles, config: Config) -> int:
     columns, threads = t.main + t.rest, 32 * config.warps
     rows = config.images * config.rows
     if problem.kernel == "analysis":
@@ -152,22 +180,30 @@ def register_bytes(problem: Problem, config: Config) -> int:
 
 def fits(problem: Problem, config: Config) -> bool:
     """Whether a configuration can run a problem: shared memory, registers, alignment, no idle warps."""
+    return _fits(problem, tiles(problem), config)
+
+
+def _fits(problem: Problem, t: Tiles, config: Config) -> bool:
     rows = config.images * config.rows
     if config.descriptors and (config.images > 1 or not aligned(problem)):
         return False
     if problem.kernel != "analysis" and config.images > 1:
         return False
-    if problem.kernel in ("leading_gradient", "last_gradient") and (config.descriptors or not holds_modes(problem)):
+    if problem.kernel in GRADIENTS and (config.descriptors or not _holds_modes(problem, t)):
         return False
     # chained products spread warps over rows only: more would compute the same again
-    if 16 * config.warps > _busy_rows(problem, rows):
+    if 16 * config.warps > _busy_rows(problem, t, rows):
         return False
-    return shared_bytes(problem, config) <= SHARED_BYTES and register_bytes(problem, config) <= 4 * 200
+    shared = _shared_bytes(problem, t, config)
+    return shared <= SHARED_BYTES and _register_bytes(problem, t, config) <= MAX_REGISTER_BYTES
 
 
 def holds_modes(problem: Problem) -> bool:
     """Whether a tile takes all modes of an image, without which there is no kernel for the gradients."""
-    t = tiles(problem.kernel, problem.m, problem.k)
+    return _holds_modes(problem, tiles(problem))
+
+
+def _holds_modes(problem: Problem, t: Tiles) -> bool:
     return problem.m <= t.modes and 2 * problem.k <= t.main + t.rest
 
 
@@ -180,6 +216,10 @@ def candidates(problem: Problem) -> Iterator[Config]:
     Yields:
         Configurations, :func:`choose`'s first choice among them.
     """
+    yield from _candidates(problem, tiles(problem))
+
+
+def _candidates(problem: Problem, t: Tiles) -> Iterator[Config]:
     rows_needed, cols_needed = _power_of_two(problem.n1, 64), _power_of_two(problem.n2, 16)
     for descriptors in (True, False):
         for images, rows in ((1, 64), (1, 128), (1, 256), (2, 64), (2, 128)):
@@ -188,10 +228,11 @@ def candidates(problem: Problem) -> Iterator[Config]:
                     for stages in (1, 2, 3, 4):
                         config = Config(images, rows, cols, warps, stages, descriptors)
                         useful = rows <= rows_needed and cols <= cols_needed and (stages == 1 or cols < cols_needed)
-                        if useful and fits(problem, config):
+                        if useful and _fits(problem, t, config):
                             yield config
 
 
+@cache
 def choose(problem: Problem) -> Config:
     """The configuration that is taken where none is given.
 
@@ -199,21 +240,35 @@ def choose(problem: Problem) -> Config:
         problem: What is computed.
 
     Returns:
-        The first of a list that fits.
+        The first of a list that fits, or else the first of the :func:`candidates`.
 
     Raises:
-        LookupError: None fits: a gradient of more modes than a tile has (:func:`holds_modes`); else there is one.
+        LookupError: None fits; :func:`served` says so beforehand.
     """
+    config = _first_fitting(problem, tiles(problem))
+    if config is None:
+        raise LookupError(f"no configuration fits {problem}")
+    return config
+
+
+def served(problem: Problem) -> bool:
+    """Whether a kernel can run a problem; a gradient of more modes than a tile has none (:func:`holds_modes`)."""
+    return _first_fitting(problem, tiles(problem)) is not None
+
+
+@cache
+def _first_fitting(problem: Problem, t: Tiles) -> Config | None:
     for preferred in _PREFERRED[problem.kernel]:
         for descriptors in (True, False):
             rows = min(preferred[0], _power_of_two(problem.n1, 64))
             cols = min(preferred[1], _power_of_two(problem.n2, 16))
             stages = 1 if cols >= problem.n2 else preferred[3]
-            warps = min(preferred[2], _busy_rows(problem, rows) // 16)
+            warps = min(preferred[2], _busy_rows(problem, t, rows) // 16)
             config = Config(1, rows, cols, warps, stages, descriptors)
-            if fits(problem, config):
+            if _fits(problem, t, config):
                 return config
-    raise LookupError(f"no configuration fits {problem}")
+    limit = ANALYSIS_REGISTER_BYTES if problem.kernel == "analysis" else MAX_REGISTER_BYTES
+    return next((c for c in _candidates(problem, t) if _register_bytes(problem, t, c) <= limit), None)
 
 
 # rows, columns, warps, stages: best first as far as registers, spills and shared memory tell
@@ -225,9 +280,9 @@ _PREFERRED: dict[Kernel, tuple[tuple[int, int, int, int], ...]] = {
 }
 
 
-def _busy_rows(problem: Problem, rows: int) -> int:
+def _busy_rows(problem: Problem, t: Tiles, rows: int) -> int:
     """Rows of the largest product that warps can share."""
-    return rows if problem.kernel == "synthesis" else max(rows, 2 * tiles(problem.kernel, problem.m, problem.k).modes)
+    return rows if problem.kernel == "synthesis" else max(rows, 2 * t.modes)
 
 
 def aligned(problem: Problem) -> bool:

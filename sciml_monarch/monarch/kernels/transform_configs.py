@@ -137,11 +137,6 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def fits(k: int, q: int) -> bool:
-    """Whether the kernels take factors of ``k`` and of ``q`` blocks: a prime number of points is one dense block."""
-    return min(k, q) > 1
-
-
 def measured_faster(n_lines: int, k: int, q: int) -> bool:
     """Whether the kernels were measured to be faster than plain torch on a GPU; none was measured yet."""
     del n_lines, k, q

@@ -116,12 +116,13 @@ def gradient_kernel(
 ):  # fmt: skip
     """Sums ``left[row] conj(right[column])`` over some lines, for some blocks of a factor.
 
-    Partial sums are written apart and summed later in a fixed order, so that results repeat.
+    Partial sums are written apart and summed later in a fixed order, so that results repeat. Grid: tiles of a block,
+    of which a prime number of points has more than the 65535 that the other two axes of a grid take; parts; blocks.
     """
-    block = tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)
+    block = tl.program_id(2) * BLOCKS + tl.arange(0, BLOCKS)
     n_tiles: tl.constexpr = (N_COLUMNS + COLUMNS - 1) // COLUMNS
-    row = tl.program_id(2) // n_tiles * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(2) % n_tiles * COLUMNS + tl.arange(0, COLUMNS)
+    row = tl.program_id(0) // n_tiles * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) % n_tiles * COLUMNS + tl.arange(0, COLUMNS)
     real = tl.zeros((BLOCKS, ROWS, COLUMNS), tl.float32)
     imaginary = tl.zeros((BLOCKS, ROWS, COLUMNS), tl.float32)
     begin = tl.program_id(1) * lines_per_program

@@ -69,10 +69,10 @@ def points(
     if PLACED:
         i = tl.load(place + i, mask=fits, other=0).to(tl.int32)
     if INNER_FAST:
-        offset = tl.expand_dims(i * inner, 2) + start[None, None, :]
+        offset = tl.expand_dims(i.to(tl.int64) * inner, 2) + start[None, None, :]
         mask = tl.expand_dims(fits, 2) & (line < n_lines)[None, None, :]
     else:
-        offset = tl.expand_dims(i * inner, 0) + start[:, None, None]
+        offset = tl.expand_dims(i.to(tl.int64) * inner, 0) + start[:, None, None]
         mask = tl.expand_dims(fits, 0) & (line < n_lines)[:, None, None]
     return offset, mask
 

@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from sciml_monarch.monarch.kernels.backend import dot_precision
+from sciml_monarch.monarch.kernels.device import device_of
 from sciml_monarch.monarch.kernels.transform_configs import (
     FactorTile,
     GradientTile,
@@ -157,7 +158,7 @@ def _both_factors(
     inner, n_lines = x.shape[2], x.shape[0] * x.shape[2]
     y = x.new_empty(x.shape[0], c * d, inner, out_planes)
     if n_lines:
-        with _device_of(x):
+        with device_of(x):
             stages_kernel[(triton.cdiv(n_lines, tile.lines),)](
                 x, first, second, _pointer(source, x), _pointer(target, x), y, n_lines, inner, a, b, c, d,
                 source.step, source.entry_step, target.step, target.entry_step,
@@ -180,7 +181,7 @@ def _one_factor(
     y = x.new_empty(x.shape[0], n_blocks * n_returned, inner, out_planes)
     if n_lines:
         grid = triton.cdiv(n_lines, tile.lines), triton.cdiv(n_blocks, tile.blocks), triton.cdiv(n_returned, returned)
-        with _device_of(x):
+        with device_of(x):
             factor_kernel[grid](
                 x, w, _pointer(source, x), _pointer(target, x), y, n_lines, inner, n_blocks, n_summed, n_returned,
                 source.step, source.entry_step, target.step, target.entry_step,
@@ -205,8 +206,8 @@ def _gradient(
     per_program = triton.cdiv(triton.cdiv(n_lines, n_programs), tile.lines) * tile.lines
     n_programs = triton.cdiv(n_lines, per_program)
     sums = w.new_empty(n_programs, *w.shape)
-    grid = triton.cdiv(n_blocks, tile.blocks), n_programs, triton.cdiv(n_rows, rows) * triton.cdiv(n_columns, columns)
-    with _device_of(left):
+    grid = triton.cdiv(n_rows, rows) * triton.cdiv(n_columns, columns), n_programs, triton.cdiv(n_blocks, tile.blocks)
+    with device_of(left):
         gradient_kernel[grid](
             left, right, _pointer(left_side, left), _pointer(right_side, left), sums, n_lines, per_program, inner,
             n_blocks, n_rows, n_columns,
@@ -222,7 +223,3 @@ def _gradient(
 def _pointer(side: Side, otherwise: Tensor) -> Tensor:
     """The table of places; where there is none, any pointer does, since it is not read."""
     return otherwise if side.place is None else side.place
-
-
-def _device_of(x: Tensor) -> torch.cuda.device:
-    return torch.cuda.device(x.device if x.is_cuda else -1)  # -1: nothing is changed

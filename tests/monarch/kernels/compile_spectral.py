@@ -36,7 +36,7 @@ def usage(problem: Problem, config: Config) -> tuple[int, int, int, int]:
 
 
 def _source(problem, config):
-    t = tiles(problem.kernel, problem.m, problem.k)
+    t = tiles(problem)
     number = "fp32" if problem.itemsize == 4 else "bf16"
     operand = "bf16" if problem.precision == "bf16" else number
     constants = dict(N1=problem.n1, N2=problem.n2, M=problem.m, K=problem.k, PRECISION=problem.precision)
