@@ -117,17 +117,12 @@ def dot_precision(dtype: torch.dtype) -> DotPrecision:
         return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
-@torch.compiler.assume_constant_result
+@cache
 def _has_triton() -> bool:
-    return _is_installed("triton")
+    return find_spec("triton") is not None
 
 
 @cache
-def _is_installed(package: str) -> bool:
-    return find_spec(package) is not None
-
-
-@torch.compiler.assume_constant_result
 def _fits(device: int | None) -> bool:
     """Whether the kernels' configurations fit this CUDA device; AMD's have no such property."""
     properties = torch.cuda.get_device_properties(device)

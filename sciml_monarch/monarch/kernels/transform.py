@@ -82,7 +82,9 @@ def _served(x: Tensor, w1: Tensor, w2: Tensor) -> bool:
         return True
     if x.is_cuda:
         faster = measured_faster(x.numel() // (k * w1.shape[2]), k, q)
-        return backend() == "auto" and faster and triton_usable(x.real if x.is_complex() else x)
+        # a compiler cannot trace what asks the device; the operator asks again when it runs
+        usable = torch.compiler.is_compiling() or triton_usable(x.real if x.is_complex() else x)
+        return backend() == "auto" and faster and usable
     return min(k, q) > 1  # one dense block is one product already
 
 
