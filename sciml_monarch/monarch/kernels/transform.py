@@ -81,10 +81,10 @@ def _served(x: Tensor, w1: Tensor, w2: Tensor) -> bool:
     if backend() == "triton":
         return True
     if x.is_cuda:
-        faster = measured_faster(x.numel() // (k * w1.shape[2]), k, q)
+        if backend() != "auto" or not measured_faster(x.numel() // (k * w1.shape[2]), k, q):
+            return False
         # a compiler cannot trace what asks the device; the operator asks again when it runs
-        usable = torch.compiler.is_compiling() or triton_usable(x.real if x.is_complex() else x)
-        return backend() == "auto" and faster and usable
+        return torch.compiler.is_compiling() or triton_usable(x.real if x.is_complex() else x)
     return min(k, q) > 1  # one dense block is one product already
 
 
