@@ -29,6 +29,7 @@ from reproduce_mri_protocol import (
     CELLS,
     RATES,
     REAL_TABLE,
+    SLOWEST,
     Cell,
     build,
     cells,
@@ -166,7 +167,8 @@ def train(arguments: argparse.Namespace) -> None:
                     f"{arguments.rates} has no learning rate for {cell.network} of {cell.table}; tune first"
                 )
             todo.append(Job(cell, recipe_of(cell, rate, arguments.n_steps), True))
-    _run(todo, arguments)
+    # the longest first: no worker is left alone with one of them at the end
+    _run(sorted(todo, key=lambda job: (job.cell.network != SLOWEST, -job.recipe.n_steps)), arguments)
 
 
 def _run(todo: list[Job], arguments: argparse.Namespace) -> None:
