@@ -27,10 +27,15 @@ class Recon(nn.Module, ABC):
         is_magnitude: Whether the image is real and not negative, with a single set, because the definition of
             the network says so (fastMRI's U-Net and VarNet); else it is complex.
         needs_maps: Whether ``maps`` must be given.
+        graphable: Whether a training pass may be recorded as a CUDA graph: nothing in it is decided on the host by
+            values on the device, and nothing is drawn on the host but what :meth:`draw` draws.
+        drawn: What a training pass uses instead of drawing it, on the device; ``None``: it draws.
     """
 
     is_magnitude: bool = False
     needs_maps: bool = True
+    graphable: bool = True
+    drawn: Tensor | None = None
     config: dict[str, Any]
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -54,6 +59,13 @@ class Recon(nn.Module, ABC):
     def transform_parameters(self) -> list[nn.Parameter]:
         """Parameters of learned transforms; weight decay would pull these to zero, so they get none."""
         return []
+
+    def draw(self) -> Tensor | None:
+        """Draws on the host what a training pass would draw there, in the same order; ``None``: it draws nothing.
+
+        A recorded pass draws no more when it is replayed: it reads :attr:`drawn`, into which this is copied.
+        """
+        return None
 
     def stages(self) -> list[list[nn.Parameter]]:
         """Parameters in the order in which training may set them free: few and structured ones first.

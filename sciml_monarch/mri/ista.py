@@ -10,7 +10,7 @@ from sciml_monarch.errors import InputError
 from sciml_monarch.mri.base import SMALLEST, Recon, check_shapes, peak
 from sciml_monarch.mri.linops import SenseOperator
 from sciml_monarch.mri.norms import safe_sqrt
-from sciml_monarch.mri.sparsity import BlockSparsity, Freedom, Start
+from sciml_monarch.mri.sparsity import BlockSparsity, Freedom, Move, Start
 from sciml_monarch.mri.unet import UNet2d
 
 # Logarithms are stored divided by this, so that Adam moves them as much faster than the weights of a CNN.
@@ -40,7 +40,7 @@ class MonarchISTA(Recon):
 
     All images are scaled by the maximum of the zero-filled one, and steps by the largest sum of squares of the coil
     maps where that is above 1. Tied blocks serve any image size. ``torch.compile`` takes the network in evaluation
-    mode; in training the shifts are drawn on the host.
+    mode; in training the shifts are drawn on the host, or taken from ``drawn``, ``(n_steps, number of sizes, 2)``.
 
     Args:
         n_steps: Proximal gradient steps; without any the network is a variational network on images.
@@ -113,11 +113,13 @@ class MonarchISTA(Recon):
         power = (self.power * SPEED).exp()
         thresholds = [(threshold * SPEED).exp() for threshold in self.threshold]
         shares = None if self.share is None else (self.share * SPEED).softmax(1)
+        moves = self._moves((kspace.shape[-2], kspace.shape[-1]))
         for k, momentum in enumerate(self.momentum * SPEED):
             r = z - step[k] * (operator.normal(z) - b)
             x, before = r, x
             for j, (sparsity, threshold) in enumerate(zip(self.sparsity, thresholds, strict=True)):
-                clipped = [sparsity.clipped(r, threshold[k], shift, power[k]) for shift in self._shifts(k, j)]
+                shifts = self._shifts(k, j) if moves is None else [moves[j][k]]
+                clipped = [sparsity.clipped(r, threshold[k], shift, power[k]) for shift in shifts]
                 mean = sum(clipped) / len(clipped)
                 x = x - (mean if shares is None else shares[k, j] * mean)
             z = x + momentum * (x - before)
@@ -138,6 +140,18 @@ class MonarchISTA(Recon):
             ((step + j * p // self.n_shifts) % p, int(p * ((step * self.n_shifts + j) * golden % 1)))
             for j in range(self.n_shifts)
         ]
+
+    def _moves(self, shape: tuple[int, int]) -> list[list[Move]] | None:
+        """The shifts of training that are given: for each size of blocks, for each step."""
+        if not self.training or self.drawn is None:
+            return None
+        return [sparsity.moves(self.drawn[:, j], shape) for j, sparsity in enumerate(self.sparsity)]
+
+    def draw(self) -> Tensor | None:
+        """The shifts of a pass, ``(n_steps, number of sizes, 2)``."""
+        n_steps = len(self.step)
+        shifts = [torch.randint(sparsity.block, (2,)) for _ in range(n_steps) for sparsity in self.sparsity]
+        return torch.stack(shifts).unflatten(0, (n_steps, -1)) if shifts else None
 
     def transform_parameters(self) -> list[nn.Parameter]:
         """The factors of the sparsifying transform."""

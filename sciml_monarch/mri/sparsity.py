@@ -2,17 +2,34 @@
 
 import math
 import warnings
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch import Factors, adjoint, multiply
 
 Start = Literal["dct", "haar"]
 Freedom = Literal["tied", "free", "coupled"]
+
+
+class Move(NamedTuple):
+    """A shift that only the device knows, so that a recorded pass can be replayed with another one.
+
+    Attributes:
+        rows: Where each row of the moved image comes from.
+        columns: Where each column comes from.
+        rows_back: The inverse of ``rows``.
+        columns_back: The inverse of ``columns``.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    rows_back: Tensor
+    columns_back: Tensor
 
 
 class BlockSparsity(nn.Module):
@@ -55,8 +72,25 @@ class BlockSparsity(nn.Module):
             nn.Parameter(torch.eye(k).repeat(block, 1, 1)) for k in (copies if freedom == "coupled" else ())
         )
 
+    def moves(self, shifts: Tensor, shape: tuple[int, int]) -> list[Move]:
+        """Prepares shifts on the device for :meth:`clipped`, all at once: tiny kernels cost their launches.
+
+        Args:
+            shifts: ``(n, 2)`` int64, ``(y, x)``.
+            shape: Points of the images.
+
+        Returns:
+            n shifts.
+        """
+        tables = []
+        for axis, n in enumerate(n + -n % self.block for n in shape):
+            shift, index = shifts[:, axis, None], torch.arange(n, device=shifts.device)
+            tables.append((((index - shift) % n).unbind(), ((index + shift) % n).unbind()))
+        (rows, rows_back), (columns, columns_back) = tables
+        return [Move(*each) for each in zip(rows, columns, rows_back, columns_back, strict=True)]
+
     def clipped(
-        self, image: Tensor, threshold: Tensor, shift: tuple[int, int] = (0, 0), power: Tensor | float = 1.0
+        self, image: Tensor, threshold: Tensor, shift: tuple[int, int] | Move = (0, 0), power: Tensor | float = 1.0
     ) -> Tensor:
         """What shrinkage takes away: ``W^T clip(W image, threshold)``, with the blocks moved.
 
@@ -68,7 +102,7 @@ class BlockSparsity(nn.Module):
         Args:
             image: ``(b, set, y, x)`` complex.
             threshold: ``(p, p)``, real, not negative.
-            shift: Samples by which the blocks are moved, ``(y, x)``.
+            shift: Samples by which the blocks are moved, ``(y, x)``, or one of :meth:`moves`.
             power: Positive.
 
         Returns:
@@ -80,16 +114,14 @@ class BlockSparsity(nn.Module):
         pad_y, pad_x = -ny % p, -nx % p
         if pad_y or pad_x:
             planes = F.pad(planes, (0, pad_x, 0, pad_y))
-        if any(shift):
-            planes = planes.roll(shift, dims=(-2, -1))
+        planes = _rolled(planes, shift)
         patches = planes.unflatten(-1, (-1, p)).unflatten(-3, (-1, p))  # (b, c, k, p, l, p)
         if self.freedom == "tied":
             back = self._tied(patches, threshold, power)
         else:
             back = self._placed(patches, threshold, power, (ny, nx))
         planes = back.flatten(-2).flatten(-3, -2)
-        if any(shift):
-            planes = planes.roll((-shift[0], -shift[1]), dims=(-2, -1))
+        planes = _rolled(planes, shift, back=True)
         planes = planes[..., :ny, :nx].unflatten(1, (-1, 2)).movedim(2, -1)
         return torch.view_as_complex(planes.contiguous())
 
@@ -169,6 +201,33 @@ def block_matrix(n: int, start: Start) -> Tensor:
         detail = torch.kron(torch.eye(len(matrix)).double(), torch.tensor([[1.0, -1.0]]).double())
         matrix = torch.cat([smooth, detail]) / math.sqrt(2)
     return matrix
+
+
+def _rolled(planes: Tensor, shift: tuple[int, int] | Move, back: bool = False) -> Tensor:
+    """Planes ``(..., y, x)``, shifted around the edges, or back."""
+    if isinstance(shift, Move):
+        there, again = shift[:2], shift[2:]
+        return _Taken.apply(planes, *again, *there) if back else _Taken.apply(planes, *there, *again)
+    if not any(shift):
+        return planes
+    return planes.roll((-shift[0], -shift[1]) if back else shift, dims=(-2, -1))
+
+
+class _Taken(torch.autograd.Function):
+    """Rows and columns in another order; the gradient is taken in the inverse order and not added up by atomics."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, planes: Tensor, rows: Tensor, columns: Tensor, rows_back: Tensor, columns_back: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(rows_back, columns_back)
+        return planes[..., rows[:, None], columns]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, columns = ctx.saved_tensors
+        return gradient[..., rows[:, None], columns], None, None, None, None
 
 
 def _clip(coefficients: Tensor, threshold: Tensor, power: Tensor | float) -> Tensor:

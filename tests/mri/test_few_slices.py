@@ -5,7 +5,17 @@ import dataclasses
 import pytest
 import torch
 
-from sciml_monarch.mri import MonarchISTA, MonarchSENSE, SenseOperator
+from sciml_monarch.errors import InputError
+from sciml_monarch.mri import (
+    DensityCompensation,
+    MoDL,
+    MonarchISTA,
+    MonarchSENSE,
+    MonarchVarNet,
+    SenseOperator,
+    UNet,
+    VarNet,
+)
 from sciml_monarch.mri.base import magnitude
 from sciml_monarch.mri.few_slices import (
     Recipe,
@@ -84,3 +94,90 @@ def test_scores_are_of_the_volume(mask):
     error = (images - whole.target).double().square().mean()
     expected = 20 * torch.log10(whole.target.max().double() / error.sqrt())
     assert together["psnr"] == pytest.approx(float(expected), abs=1e-5)
+
+
+NETWORKS = {
+    "density compensation": lambda: DensityCompensation((24, 24)),
+    "MonarchSENSE": lambda: MonarchSENSE((24, 24)),
+    "U-Net": lambda: UNet(4, 2),
+    "VarNet": lambda: VarNet(1, 4, 2, estimate_maps=False, combine_coils=True),
+    "MonarchVarNet": lambda: MonarchVarNet((24, 24), 1, 4, 2, estimate_maps=False, combine_coils=True),
+    "MoDL": lambda: MoDL(2, n_cg=4, n_layers=3, channels=8),
+    "MonarchISTA": lambda: MonarchISTA(4, (4, 8)),
+    "MonarchISTA, growing": lambda: MonarchISTA(3, n_cascades=1, channels=4),
+    "VarNet on images": lambda: MonarchISTA(0, n_cascades=1, channels=4),
+}
+GRAPHED = Recipe(n_steps=10, n_validations=5, cuda_graph=True)
+
+
+def trained(name, recipe, mask, device="cpu"):
+    torch.manual_seed(1)
+    net = NETWORKS[name]().to(device)
+    parts = (part.to(device) for part in (slices(), slices(2, seed=1)))
+    return net, fit_slices(net, *parts, mask.to(device), recipe, seed=4)
+
+
+@pytest.mark.parametrize("name", ["MonarchISTA, growing", "U-Net"])
+def test_a_cuda_graph_changes_nothing_on_a_cpu(name, mask):
+    recipe = dataclasses.replace(GRAPHED, n_steps=4, n_validations=2, unlock=(0.5,) if "growing" in name else ())
+    (net, fit), (other, other_fit) = (
+        trained(name, dataclasses.replace(recipe, cuda_graph=graphed), mask) for graphed in (True, False)
+    )
+    assert fit.history == other_fit.history
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (26, 21)])
+def test_shifts_that_are_given_act_like_those_that_are_drawn(shape):
+    kspace, mask, maps, _ = scan(*shape, n_sets=2)
+    net = MonarchISTA(4, (4, 8)).train()
+    found = []
+    for given in (False, True):
+        torch.manual_seed(5)
+        net.drawn = net.draw() if given else None
+        image = net(kspace, mask, maps)
+        gradients = torch.autograd.grad(image.abs().square().sum(), list(net.parameters()), allow_unused=True)
+        found.append([image, *(g for g in gradients if g is not None), torch.get_rng_state()])
+    assert len(found[0]) > 5
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    with torch.no_grad():  # in use no shift is random
+        net.eval()
+        given = net(kspace, mask, maps)
+        net.drawn = None
+        assert torch.equal(given, net(kspace, mask, maps))
+
+
+def test_networks_draw_only_where_they_say_so(mask):
+    batch = slices()
+    for name, make in NETWORKS.items():
+        net = make().train()
+        net.drawn = net.draw()
+        assert (net.drawn is not None) == (name in ("MonarchISTA", "MonarchISTA, growing"))
+        before = torch.get_rng_state()
+        net(batch.undersampled(mask), mask, batch.maps)
+        assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_graphed_training_is_the_eager_one(name, augment, mask):
+    unlock = (0.4,) if name == "MonarchISTA, growing" else ()
+    recipe = dataclasses.replace(GRAPHED, augment=augment, unlock=unlock)
+    (_, graphed), (_, eager) = (
+        trained(name, dataclasses.replace(recipe, cuda_graph=on), mask, "cuda") for on in (True, False)
+    )
+    assert [step for step, _ in graphed.history] == [step for step, _ in eager.history]
+    assert [v for _, v in graphed.history] == pytest.approx([v for _, v in eager.history], abs=1e-3)
+    assert len({v for _, v in graphed.history}) > 1  # it learned
+
+
+@pytest.mark.cuda
+def test_a_graph_refuses_what_is_drawn_on_the_host(mask):
+    net = MonarchISTA(2).cuda()
+    net.draw = lambda: None
+    train = slices().to("cuda")
+    with pytest.raises(InputError, match="draws random numbers on the host"):
+        fit_slices(net, train, train, mask.cuda(), GRAPHED)
+    net.graphable = False
+    fit_slices(net, train, train, mask.cuda(), GRAPHED)
