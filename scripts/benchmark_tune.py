@@ -170,8 +170,8 @@ def measure_from(
             reporter.result(status=_failed(error))
             if broken(where):
                 leave()
-        gc.collect()
         if where.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
     reporter.finished()
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from json_lines import read_rows
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "results/mri_few_slices"
 CLASSICAL = ("zero-filled SENSE", "CG-SENSE", "L1-wavelet", "MonarchISTA, untrained")
@@ -28,8 +30,8 @@ Row = dict[str, Any]
 
 def rows_of(*tables: str) -> list[Row]:
     """Rows of ``classical`` and of ``train``; what does not learn has the same cells in every table."""
-    lines = [line for file in ("classical.jsonl", "rows.jsonl") for line in (FOLDER / file).read_text().splitlines()]
-    return [row for row in map(json.loads, lines) if row["table"] in tables or not row["n_slices"]]
+    rows = [row for file in ("classical.jsonl", "rows.jsonl") for row in read_rows(FOLDER / file)]
+    return [row for row in rows if row["table"] in tables or not row["n_slices"]]
 
 
 def _mean(rows: Sequence[Row], test: str, digits: int = 1) -> str:

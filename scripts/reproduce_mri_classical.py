@@ -1,7 +1,6 @@
 """What the few-slice tables of MRI compare with that does not learn, and pictures; :mod:`reproduce_mri` runs it."""
 
 import argparse
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from json_lines import add_row, read_rows
 from reproduce_mri_protocol import (
     BLOCKS,
     CELLS,
@@ -19,7 +19,6 @@ from reproduce_mri_protocol import (
     done_in,
     make_mask,
     network_of,
-    read_rows,
     scores_of,
     split,
     tests_of,
@@ -76,26 +75,24 @@ def classical(arguments: argparse.Namespace) -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = done_in(arguments.out)
     source = provenance(torch.device(device))
-    with arguments.out.open("a") as file:
-        for table in arguments.table:
-            for kind, acceleration in dict.fromkeys(c[:2] for c in CELLS[table]):
-                for head in range(3):
-                    _, validation, test = (part.to(device) for part in split(heads, head, 1))
-                    shape = (test.target.shape[-2], test.target.shape[-1])
-                    mask = make_mask(kind, acceleration, shape, 0).to(device)
-                    for name, choices in settings.items():
-                        cell = Cell(table, name, head, kind, acceleration, 0)
-                        if (*cell, None, None) in done:
-                            continue
-                        found = [score_images(c(validation, mask), validation.target)["psnr"] for c in choices]
-                        best = int(np.argmax(found)) if len(choices) > 1 else 0
-                        row = {"setting": choices[best].keywords, "validation_psnr": max(found)}
-                        scores = scores_of(
-                            choices[best], [(n, s.to(device), m.to(device)) for n, s, m in tests_of(test, real, cell)]
-                        )
-                        file.write(json.dumps(cell._asdict() | row | {"scores": scores} | source) + "\n")
-                        file.flush()
-                        print(cell, row, scores["same"], flush=True)
+    for table in arguments.table:
+        for kind, acceleration in dict.fromkeys(c[:2] for c in CELLS[table]):
+            for head in range(3):
+                _, validation, test = (part.to(device) for part in split(heads, head, 1))
+                shape = (test.target.shape[-2], test.target.shape[-1])
+                mask = make_mask(kind, acceleration, shape, 0).to(device)
+                for name, choices in settings.items():
+                    cell = Cell(table, name, head, kind, acceleration, 0)
+                    if (*cell, None, None) in done:
+                        continue
+                    found = [score_images(c(validation, mask), validation.target)["psnr"] for c in choices]
+                    best = int(np.argmax(found)) if len(choices) > 1 else 0
+                    row = {"setting": choices[best].keywords, "validation_psnr": max(found)}
+                    scores = scores_of(
+                        choices[best], [(n, s.to(device), m.to(device)) for n, s, m in tests_of(test, real, cell)]
+                    )
+                    add_row(arguments.out, cell._asdict() | row | {"scores": scores} | source)
+                    print(cell, row, scores["same"], flush=True)
 
 
 def pictures(arguments: argparse.Namespace) -> None:

@@ -3,15 +3,14 @@
 :mod:`reproduce_mri` runs it.
 """
 
-import json
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from json_lines import read_rows as read_rows  # for the programs too
 
 from sciml_monarch.mri.base import Recon, magnitude
 from sciml_monarch.mri.classical import zero_filled_sense
@@ -88,9 +87,9 @@ class Network(NamedTuple):
 
 MANY = 20
 RATES = (3e-4, 1e-3, 3e-3)
-CNN = Recipe(n_steps=400)
-SPARSE = Recipe(n_steps=160)
-LINEAR = Recipe(n_steps=300, augment=True)
+CNN = Recipe(n_steps=400, cuda_graph=True)
+SPARSE = Recipe(n_steps=160, cuda_graph=True)
+LINEAR = Recipe(n_steps=300, augment=True, cuda_graph=True)
 NETWORKS: dict[str, dict[str, Network]] = {
     "linear": {
         "density compensation": Network(DensityCompensation, LINEAR),
@@ -249,19 +248,7 @@ def scores_of(reconstruct: Callable[[Slices, torch.Tensor], torch.Tensor], tests
     return {name: {k: float(np.mean([s[k] for s in many])) for k in many[0]} for name, many in found.items()}
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """What a file has; a last line that was cut off counts as not there, and is ended for what follows."""
-    found = []
-    content = file.read_text() if file.exists() else ""
-    if content and not content.endswith("\n"):
-        with file.open("a") as end:
-            end.write("\n")
-    for line in content.splitlines():
-        with suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
-
-
 def done_in(file: Path) -> set[tuple[Any, ...]]:
-    """Cells, steps and rates of a file."""
-    return {(*(row[k] for k in Cell._fields), row.get("n_steps"), row.get("learning_rate")) for row in read_rows(file)}
+    """Cells, steps and rates of a file, which need not be there yet."""
+    rows = read_rows(file) if file.exists() else []
+    return {(*(row[k] for k in Cell._fields), row.get("n_steps"), row.get("learning_rate")) for row in rows}

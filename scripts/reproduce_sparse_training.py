@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from json_lines import read_rows
 from reproduce_sparse_job import CONFIGS, ROW, Job, folder_name, read_config, train_job
 
 from sciml_monarch.cli import guarded
@@ -337,9 +338,7 @@ def main() -> None:
     step.set_defaults(run=train)
     step = steps.add_parser("table", help="print the tables of what is finished")
     step.add_argument("rows", type=Path, help="rows.jsonl that train wrote")
-    step.set_defaults(
-        run=lambda a: print(table([json.loads(line) for line in a.rows.read_text().splitlines() if line.strip()]))
-    )
+    step.set_defaults(run=lambda a: print(table(read_rows(a.rows))))
     arguments = parser.parse_args()
     raise SystemExit(guarded("reproduce_sparse_training", lambda: arguments.run(arguments)))
 

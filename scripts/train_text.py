@@ -15,7 +15,6 @@ GPUs can share an output: ``--ways monarch --device cuda:1``.
 
 import argparse
 import hashlib
-import json
 import math
 import statistics
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from json_lines import add_row, read_rows
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, gelu, scaled_dot_product_attention
 
@@ -215,27 +215,6 @@ def _clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Lines of an earlier run; one that was cut off counts as not there."""
-    rows = []
-    for line in file.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
-def add_row(file: Path, row: dict[str, Any]) -> None:
-    """Adds a line, behind the end of one that was cut off."""
-    line = json.dumps(row).encode() + b"\n"
-    with file.open("a+b", buffering=0) as stream:  # in one write: others may add theirs
-        if stream.seek(0, 2) > 0:
-            stream.seek(-1, 2)
-            line = line if stream.read(1) == b"\n" else b"\n" + line
-        stream.write(line)
 
 
 def key_of(row: dict[str, Any]) -> tuple[Any, ...]:

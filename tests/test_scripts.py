@@ -83,3 +83,20 @@ def test_scripts_name_the_mistake(tmp_path):
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "absent" in result.stderr
+
+
+def test_a_line_that_was_cut_off_is_left_out_and_ended(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from json_lines import add_row, read_rows
+
+    file = tmp_path / "rows.jsonl"
+    add_row(file, {"row": 1})
+    with file.open("a") as stream:
+        stream.write('{"row": 2')
+    add_row(file, {"row": 3})
+    with file.open("a") as stream:
+        stream.write('{"row": 4')
+    assert read_rows(file) == [{"row": 1}, {"row": 3}]
+    with file.open("a") as stream:
+        stream.write('{"row": 5}\n')
+    assert read_rows(file) == [{"row": 1}, {"row": 3}, {"row": 5}]

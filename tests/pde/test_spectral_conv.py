@@ -1,5 +1,3 @@
-from importlib.util import find_spec
-
 import pytest
 import torch
 from neuralop.layers.spectral_convolution import SpectralConv
@@ -9,6 +7,7 @@ from sciml_monarch.monarch.kernels.backend import use_backend
 from sciml_monarch.pde import MonarchSpectralConv
 from sciml_monarch.pde.resample import resampling_matrix
 from sciml_monarch.pde.spectral_conv import kept_frequencies
+from tests.helpers import needs_triton
 
 
 def pair(grid, n_modes, i=3, o=4, learn=False):
@@ -123,7 +122,7 @@ def test_skip_connection_and_activation_are_those_of_a_fourier_layer():
     torch.testing.assert_close(layer(x, skip=skip), layer(x) + skip)
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not part of torch's CPU build")
+@needs_triton
 @pytest.mark.parametrize(("grid", "n_modes"), [((10, 12), (5, 6)), ((4, 6, 8), (3, 3, 4))], ids=str)
 def test_kernels_give_the_same_output_and_gradients(grid, n_modes):
     layer = MonarchSpectralConv(2, 3, n_modes, grid)

@@ -1,12 +1,22 @@
-"""Compiles for a Hopper GPU, without one, whatever kernels a call launches: the launches are caught."""
+"""Compiles for a Hopper GPU, without one, whatever kernels a call launches: the launches are caught.
 
+``python -m tests.monarch.kernels.compile_launches NAME ARGUMENTS`` prints what the kernels of one of ``LAUNCHES`` take,
+as JSON.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
-from torch import Tensor
+from torch import Tensor, empty
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -17,18 +27,40 @@ from sciml_monarch.monarch.kernels import (
     spectral_triton,
     transform_triton,
 )
+from sciml_monarch.monarch.kernels.linear_configs import Sizes
+from sciml_monarch.monarch.kernels.linear_plans import alternatives, choose
+from sciml_monarch.monarch.kernels.spectral_configs import Config, Problem
+from sciml_monarch.monarch.kernels.transform_configs import StagesTile
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
 KERNEL_NAMES = "_kernel", "_2d"  # other jitted functions are parts of these
 MODULES = linear_triton, linear_gradients_triton, spectral_triton, transform_triton
+ALIGNED = [["tt.divisibility", 16]]
+MATMUL_PRECISION = {"tf32x3": "highest", "tf32": "high"}
 
 
 class Usage(NamedTuple):
-    """What a kernel takes of the GPU: shared memory in bytes, and whether it multiplies on tensor cores."""
+    """What a compiled kernel takes of the GPU.
+
+    Attributes:
+        name: Of the kernel.
+        constants: That it was compiled with.
+        shared: Shared memory in bytes.
+        fast_products: Instructions that multiply on Hopper's tensor cores.
+        slow_products: Those that multiply as older GPUs do.
+        spilled: Bytes of registers that a thread keeps in memory.
+        async_copies: Instructions that copy past the registers, 16 bytes at a time.
+        stores: Instructions that store to the GPU's memory.
+    """
 
     name: str
+    constants: dict[str, Any]
     shared: int
-    tensor_cores: bool
+    fast_products: int
+    slow_products: int
+    spilled: int
+    async_copies: int
+    stores: int
 
 
 class Caught:
@@ -41,27 +73,43 @@ class Caught:
         return self._compile
 
     def _compile(self, *given: Any, num_warps: int = 4, num_stages: int = 3, **named: Any) -> None:
-        parameters = self.kernel.params
         values = dict(zip(self.kernel.arg_names, given, strict=False)) | named
         types, constants, attributes = {}, {}, {}
-        for i, parameter in enumerate(parameters):
+        for i, parameter in enumerate(self.kernel.params):
             value = values[parameter.name]
             if parameter.is_constexpr or value is None:
                 types[parameter.name], constants[parameter.name] = "constexpr", value
             elif isinstance(value, Tensor):
                 types[parameter.name] = f"*{NAMES[value.dtype]}"
-                attributes[(i,)] = [["tt.divisibility", 16]]
+                attributes[(i,)] = ALIGNED
             elif isinstance(value, TensorDescriptor):
                 types[parameter.name] = f"tensordesc<{NAMES[value.base.dtype]}{list(value.block_shape)}>"
             else:
                 types[parameter.name] = "i32"
+                if value % 16 == 0:  # Triton, too, compiles for it
+                    attributes[(i,)] = ALIGNED
         compiled = triton.compile(
             ASTSource(fn=self.kernel, signature=types, constexprs=constants, attrs=attributes),
             target=GPUTarget("cuda", 90, 32),
             options={"num_warps": num_warps, "num_stages": num_stages},
         )
-        ptx = compiled.asm["ptx"]
-        self.found.append(Usage(self.kernel.__name__, compiled.metadata.shared, "mma" in ptx))
+        self.found.append(_usage(self.kernel.__name__, constants, compiled))
+
+
+def _usage(name: str, constants: dict[str, Any], compiled: Any) -> Usage:
+    ptx = compiled.asm["ptx"]
+    words = "wgmma.mma_async", "mma.sync", "cp.async.cg", "st.global"
+    fast_products, slow_products, async_copies, stores = map(ptx.count, words)
+    spilled = _stack_bytes(compiled.asm["cubin"])
+    return Usage(name, constants, compiled.metadata.shared, fast_products, slow_products, spilled, async_copies, stores)
+
+
+def _stack_bytes(cubin: bytes) -> int:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"STACK:(\d+)", report)[1])
 
 
 @contextmanager
@@ -79,3 +127,67 @@ def caught() -> Iterator[list[Usage]]:
     finally:
         for module, name, value in before:
             setattr(module, name, value)
+
+
+def every_kernel() -> None:
+    """Launches each kernel at least once, on small inputs."""
+    torch.set_float32_matmul_precision("high")
+    half = dict(dtype=torch.bfloat16)
+    for blocks, m, n_tokens in ((4, 64, 512), (16, 16, 64)):
+        n = blocks * m
+        sizes = Sizes(blocks, m, m, blocks, m, m, n, n)
+        plan = choose(sizes, n_tokens, 2)
+        x, w, bias = empty(n_tokens, n, **half), empty(blocks, m, m, **half), empty(n, **half)
+        _, h = linear_triton.forward(x, w, w, bias, sizes, plan)
+        linear_gradients_triton.backward(x, x, h, w, w, sizes, plan, [True] * 4)
+        if blocks == 4:
+            fused = alternatives(plan, sizes, n_tokens, 2)["fused"][0]
+            linear_triton.forward(x, w, w, bias, sizes, fused)
+            tiled = plan._replace(first=plan.first._replace(programs=0, depth=32))
+            linear_triton.product(x, w, None, h, *linear_triton.sides(sizes, plan.regrouped)[:2], tiled.first, "native")
+    lines, w1, w2 = empty(4, 20, 3, 2), empty(5, 4, 4, 2), empty(4, 5, 5, 2)
+    place = torch.arange(20)
+    transform_triton.apply(lines, w1, w2, place, None, 2, False, StagesTile(16, 16, 8, 4, 1))
+    transform_triton.apply(lines, w1, w2, place, None, 2, True)
+    h = transform_triton.first_factor(lines, w1, w2, place, None, False)
+    transform_triton.gradients(lines, h, lines, h, w1, w2, place, None)
+    x, z = empty(1, 2, 64, 64), empty(16 * 9, 1, 4)
+    leading, last = empty(2, 16, 64), empty(18, 64)
+    spectral_triton.analysis(x, leading, last, False)
+    spectral_triton.synthesis(z, leading.mT.contiguous(), last.mT.contiguous(), False, x, empty(2), True)
+    spectral_triton.matrix_gradients(x, z, leading, last, True)
+
+
+def spectral(*tasks: tuple[Problem, Config]) -> None:
+    """Launches the kernels of spectral problems in float32 with given configurations."""
+    for problem, config in tasks:
+        torch.set_float32_matmul_precision(MATMUL_PRECISION[problem.precision])
+        n1, n2, m, k = problem.n1, problem.n2, problem.m, problem.k
+        field, modes = empty(1, 2, n1, n2), empty(m * k, 1, 4)
+        leading, last = empty(2, m, n1), empty(2 * k, n2)
+        if problem.kernel == "analysis":
+            spectral_triton.analysis(field, leading, last, False, config)
+        elif problem.kernel == "synthesis":
+            leading, last = empty(2, n1, m), empty(n2, 2 * k)
+            spectral_triton.synthesis(modes, leading, last, False, field, empty(2), True, config)
+        else:
+            forms = spectral_triton.forms_of(modes, m, k)
+            spectral_triton.matrix_gradient(problem.kernel, field, forms, leading, last, True, config)
+
+
+def linear(*layers: tuple[int, int]) -> None:
+    """Launches the forward pass of square layers, of sizes and numbers of blocks, on many tokens in bfloat16."""
+    half = dict(dtype=torch.bfloat16, device="meta")
+    for n, blocks in layers:
+        m = n // blocks
+        sizes = Sizes(blocks, m, m, blocks, m, m, n, n)
+        x, w1, w2 = empty(16384, n, **half), empty(blocks, m, m, **half), empty(blocks, m, m, **half)
+        linear_triton.forward(x, w1, w2, empty(n, **half), sizes, choose(sizes, 16384, 2))
+
+
+LAUNCHES = {"every_kernel": every_kernel, "spectral": spectral, "linear": linear}
+
+if __name__ == "__main__":
+    with caught() as found:
+        LAUNCHES[sys.argv[1]](*map(eval, sys.argv[2:]))
+    print(json.dumps([usage._asdict() for usage in found]))

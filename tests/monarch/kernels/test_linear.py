@@ -1,8 +1,4 @@
 import math
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -15,10 +11,9 @@ from sciml_monarch.monarch.kernels.backend import use_backend
 from sciml_monarch.monarch.kernels.linear import monarch_linear, reference
 from sciml_monarch.monarch.kernels.linear_configs import Plan, Sizes, fits
 from sciml_monarch.monarch.kernels.linear_plans import candidates, choose
-from tests.helpers import TOLERANCE, randn, relative_error
+from tests.helpers import TOLERANCE, needs_triton, randn, relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-triton_installed = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 # k, q, p, l, s, n_in, n_out
 REGROUPED = Sizes(2, 32, 20, 2, 40, 32, 39, 77)  # runs of 16, padded on both sides
 BATCHED = Sizes(8, 8, 8, 8, 9, 8, 61, 70)
@@ -75,14 +70,14 @@ def check(sizes, n_tokens, dtype=torch.float32, plan=None, seed=0):
         assert error < 2 * usual + 0.1 * TOLERANCE[dtype]
 
 
-@triton_installed
+@needs_triton
 @pytest.mark.parametrize("sizes", SHAPES, ids=str)
 @pytest.mark.parametrize("n_tokens", [1, 37])
 def test_as_exact_as_torch(sizes, n_tokens):
     check(sizes, n_tokens, seed=n_tokens)
 
 
-@triton_installed
+@needs_triton
 @pytest.mark.parametrize("sizes", [REGROUPED, BATCHED], ids=["regrouped", "batched"])
 def test_as_exact_as_torch_in_half_precision(sizes):
     assert choose(sizes, 37, 2).regrouped == (sizes is REGROUPED)
@@ -94,7 +89,7 @@ def launched(config):
     return config if DEVICE == "cuda" else config._replace(warps=8, stages=2)
 
 
-@triton_installed
+@needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [Sizes(2, 32, 20, 2, 40, 32, 39, 77), Sizes(2, 16, 20, 8, 6, 4, 39, 46)], ids=str)
 def test_every_candidate(sizes):
@@ -115,7 +110,7 @@ def test_every_candidate(sizes):
         assert max(errors(actual, expected)) < 1e-6, plan
 
 
-@triton_installed
+@needs_triton
 def test_either_order_of_the_inner_vector():
     for sizes in (REGROUPED, BATCHED, SHAPES[4]):
         for regrouped in (False, True):
@@ -134,7 +129,7 @@ def test_every_candidate_fits_the_chip(n_in, n_out, blocks):
             assert Plan.unpack(plan.pack()) == plan
 
 
-@triton_installed
+@needs_triton
 @pytest.mark.parametrize("sizes", [REGROUPED, BATCHED, SHAPES[4]], ids=["regrouped", "batched", "uneven"])
 def test_every_output_is_written_and_nothing_beside_the_inputs_is_read(sizes, monkeypatch):
     *inputs, dy = tensors(sizes, 19)
@@ -157,7 +152,7 @@ def test_every_output_is_written_and_nothing_beside_the_inputs_is_read(sizes, mo
     assert max(errors(actual, expected)) < 1e-6
 
 
-@triton_installed
+@needs_triton
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("sizes", [REGROUPED, BATCHED], ids=["regrouped", "batched"])
 def test_any_layout_of_the_inputs(sizes, backend):
@@ -188,7 +183,7 @@ def test_any_layout_of_the_inputs(sizes, backend):
             assert max(errors(actual, exact)) < 1e-6
 
 
-@triton_installed
+@needs_triton
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_no_tokens(backend):
     *inputs, dy = tensors(REGROUPED, 0)
@@ -200,7 +195,7 @@ def test_no_tokens(backend):
     assert all(g.shape == v.shape and not g.any() for g, v in zip(grads, inputs, strict=True))
 
 
-@triton_installed
+@needs_triton
 @pytest.mark.parametrize("wanted", range(4))
 @pytest.mark.parametrize("sizes", [REGROUPED, BATCHED], ids=["regrouped", "batched"])
 def test_gradient_of_one_input_alone(sizes, wanted):
@@ -212,7 +207,7 @@ def test_gradient_of_one_input_alone(sizes, wanted):
     assert relative_error(grad, expected) < 1e-6
 
 
-@triton_installed
+@needs_triton
 @pytest.mark.parametrize("sizes", [REGROUPED, BATCHED], ids=["regrouped", "batched"])
 def test_forward_and_backward_may_run_differently(sizes):
     *inputs, dy = tensors(sizes, 7)
@@ -229,7 +224,7 @@ def test_forward_and_backward_may_run_differently(sizes):
         assert max(errors(torch.autograd.grad(y, inputs, dy), expected[1:])) < 1e-6
 
 
-@triton_installed
+@needs_triton
 @pytest.mark.parametrize("sizes", [REGROUPED, BATCHED], ids=["regrouped", "batched"])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_operation_is_well_formed(sizes, backend):
@@ -244,7 +239,7 @@ def test_operation_is_well_formed(sizes, backend):
         torch.library.opcheck(linear._backward_op, args)
 
 
-@triton_installed
+@needs_triton
 def test_compiles_whole():
     torch.compiler.reset()
     layer = MonarchLinear(13, 17, device=DEVICE)
@@ -257,7 +252,7 @@ def test_compiles_whole():
         assert max(errors(*grads)) < 1e-5
 
 
-@triton_installed
+@needs_triton
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_autocast_gives_what_the_dense_layer_gives(backend):
     if DEVICE == "cpu" and backend == "triton":
@@ -291,7 +286,7 @@ def test_plain_torch_differentiates_twice():
     )
 
 
-@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=triton_installed)])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_triton)])
 def test_transforms_of_torch_func_see_through_the_layer(backend):
     *inputs, dy = tensors(SHAPES[4], 3)
     tangents = tuple(torch.ones_like(v) for v in inputs)
@@ -322,61 +317,6 @@ def test_bad_input_is_named():
         monarch_linear(x, w1, w2, bias)
     with use_backend("triton"), pytest.raises(InputError, match=r"cannot take a torch\.float64 tensor"):
         monarch_linear(x.double(), w1.double(), w2.double())
-
-
-COMPILE_ONLY = """
-import re, sys
-import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from sciml_monarch.monarch.kernels import linear_triton
-from sciml_monarch.monarch.kernels.linear_configs import Sizes, SHARED_BYTES
-from sciml_monarch.monarch.kernels.linear_plans import choose
-
-class Compiled:
-    def __init__(self, kernel):
-        self.kernel = kernel
-    def __getitem__(self, grid):
-        return self.run
-    def run(self, *args, num_warps, num_stages, **constants):
-        types = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}
-        signature = dict.fromkeys(constants, "constexpr")
-        attrs = {}
-        for i, (name, value) in enumerate(zip(self.kernel.arg_names, args)):
-            signature[name] = types[value.dtype] if isinstance(value, torch.Tensor) else "i32"
-            attrs[(i,)] = [["tt.divisibility", 16]]
-        signature = {name: signature[name] for name in self.kernel.arg_names}
-        source = ASTSource(fn=self.kernel, signature=signature, constexprs=constants, attrs=attrs)
-        options = {"num_warps": num_warps, "num_stages": num_stages}
-        code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-        assert code.metadata.shared <= SHARED_BYTES, (constants, code.metadata.shared)
-        assert ("wgmma" in code.asm["ptx"]) != constants["BATCHED"], constants
-        assert "cp.async.cg" in code.asm["ptx"], constants  # inputs stream past the registers, 16 bytes at a time
-        assert code.asm["ptx"].count("st.global") <= 64, constants  # stores of several numbers
-
-linear_triton.product_kernel = Compiled(linear_triton.product_kernel)
-for n, blocks in ((1024, 4), (4096, 64)):
-    m = n // blocks
-    sizes = Sizes(blocks, m, m, blocks, m, m, n, n)
-    empty = lambda *shape: torch.empty(shape, dtype=torch.bfloat16, device="meta")
-    linear_triton.forward(
-        empty(16384, n), empty(blocks, m, m), empty(blocks, m, m), empty(n), sizes, choose(sizes, 16384, 2)
-    )
-"""
-
-
-@pytest.mark.skipif(
-    find_spec("triton") is None or find_spec("triton.backends.nvidia") is None,
-    reason="Triton with its compiler for NVIDIA is not installed",
-)
-@pytest.mark.slow
-def test_compiles_for_hopper_without_a_gpu(tmp_path):
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    script = tmp_path / "compile_only.py"  # a file: Triton reads the source of kernels, not of what calls them
-    script.write_text(COMPILE_ONLY)
-    run = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.cuda

@@ -1,5 +1,4 @@
 from contextlib import nullcontext
-from importlib.util import find_spec
 from itertools import product
 from types import SimpleNamespace
 
@@ -26,9 +25,8 @@ from sciml_monarch.monarch.kernels.spectral_configs import (
     holds_modes,
 )
 from sciml_monarch.monarch.kernels.spectral_layout import transposed
-from tests.helpers import TOLERANCE, randn, relative_error
+from tests.helpers import TOLERANCE, needs_triton, randn, relative_error
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not part of torch's CPU build")
 BACKENDS = ["torch", pytest.param("triton", marks=needs_triton)]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

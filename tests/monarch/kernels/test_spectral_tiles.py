@@ -1,6 +1,5 @@
 """How the modes of spectral kernels are cut, whatever their number, and what descriptors are kept from."""
 
-from importlib.util import find_spec
 from itertools import product
 
 import pytest
@@ -19,9 +18,8 @@ from sciml_monarch.monarch.kernels.spectral_configs import (
     shared_bytes,
     tiles,
 )
-from tests.helpers import randn, relative_error
+from tests.helpers import needs_triton, randn, relative_error
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not part of torch's CPU build")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N_MODES = (16, 24, 32, 48, 64, 96, 128)
 PRECISIONS = ((4, "tf32x3"), (4, "tf32"), (4, "bf16"), (2, "native"))

@@ -1,5 +1,3 @@
-from importlib.util import find_spec
-
 import pytest
 import torch
 
@@ -17,9 +15,8 @@ from sciml_monarch.monarch.kernels.transform_configs import (
     gradient_candidates,
 )
 from sciml_monarch.monarch.parts import inverse_permutation
-from tests.helpers import randn, relative_error
+from tests.helpers import needs_triton, randn, relative_error
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not part of torch's CPU build")
 BACKENDS = ["torch", pytest.param("triton", marks=needs_triton)]
 DEVICE = {"torch": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
 EXACT = 2e-6 if torch.cuda.is_available() else 1e-6  # three TF32 products make one; the interpreter has float32
