@@ -15,20 +15,18 @@ from sciml_monarch.monarch.kernels import linear_plans, spectral_configs, spectr
 from sciml_monarch.monarch.kernels import transform as transform_operator
 from sciml_monarch.monarch.kernels.backend import dot_precision
 from sciml_monarch.monarch.kernels.linear_configs import Plan, Sizes, sides
-from sciml_monarch.monarch.kernels.spectral_layout import transposed
-from sciml_monarch.pde import MonarchSpectralConv
 
 # relative errors against float64 beyond which a configuration computes something else
 TOLERANCES = {"tf32x3": 1e-5, "tf32": 3e-3, "bf16": 2e-2, "native": 2e-2}
 
 SPECTRAL = (
-    "analysis",
-    "synthesis",
-    "synthesis with skip, bias and GELU",
-    "analysis, adjoint of the synthesis",
-    "synthesis, adjoint of the analysis",
-    "leading_gradient",
-    "last_gradient",
+    "narrow, last axis",
+    "narrow, leading axis",
+    "widen, last axis",
+    "widen, leading axis",
+    "widen, last axis, with skip, bias and GELU",
+    "weigh, last axis",
+    "weigh, leading axis",
 )
 PRODUCTS = ("first", "second", "second_back", "first_back", "first_weight", "second_weight", "fused")
 TRANSFORM = ("transform", "adjoint", "gradients of the factors")
@@ -128,65 +126,43 @@ def _ordered(chosen: Any, candidates: Sequence[Any]) -> list[Any]:
 
 
 def _spectral(spec: Spec, device: torch.device) -> Kernel:
+    """One of the thin products of a convolution, at the sizes that the part of its name says."""
     from sciml_monarch.monarch.kernels import spectral_triton as kernels
 
     batch, width, n, modes = spec.work.sizes
-    m, k = 2 * modes, modes + 1
-    conv = MonarchSpectralConv(1, 1, (m, m), (n, n)).to(device)
-    with torch.no_grad():
-        prepared = [matrix.contiguous() for matrix in conv.prepare()]
-    analysis, synthesis = prepared[:2], prepared[3:]
+    images, m, pairs = batch * width, 2 * modes, 2 * (modes + 1)
+    kernel: spectral_configs.Kernel = next(name for name in spectral_configs.KERNELS if spec.part.startswith(name))
+    last = "last" in spec.part
+    # groups, rows, columns, modes: of the field, or of its planes once the last axis is transformed
+    groups, rows, columns, kept = (1, images * n, n, pairs) if last else (2, images * pairs // 2, n, 2 * m)
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(spec.dtype)
 
-    x, z = draw(batch, width, n, n), draw(m * k, batch, 2 * width)
-    kernel: spectral_configs.Kernel = "synthesis"
-    if spec.part.startswith("analysis"):
-        kernel = "analysis"
-        adjoint = "adjoint" in spec.part
-        given = synthesis if adjoint else analysis
+    x, y, matrix, bias = draw(groups, rows, columns), draw(groups, kept, rows), draw(kept, columns), draw(width)
+    end = kernels.End(x, bias, n, True) if "GELU" in spec.part else None
 
-        def run(config: Any) -> Any:
-            return kernels.analysis(x, given[0], given[1], adjoint, config)
+    def run(config: Any) -> Any:
+        if kernel == "narrow":
+            return kernels.narrow(x, matrix, config)
+        if kernel == "widen":
+            return kernels.widen(y, matrix.mT, end, config)
+        return kernels.weigh(y, x, config)
 
-        def exact() -> list[Tensor]:
-            wide = [matrix.double() for matrix in given]
-            return [spectral_products.analysis(x.double(), transposed(wide) if adjoint else wide)]
+    def exact() -> list[Tensor]:
+        by = spectral_products.TORCH
+        if kernel == "narrow":
+            return [by.narrow(x.double(), matrix.double())]
+        if kernel == "weigh":
+            return [by.weigh(y.double(), x.double())]
+        out = by.widen(y.double(), matrix.mT.double())
+        if end is None:
+            return [out]
+        out = out + x.double() + bias.double().repeat_interleave(n).repeat(batch)[:, None]
+        return [torch.nn.functional.gelu(out), out]
 
-    elif spec.part.startswith("synthesis"):
-        adjoint, whole = "adjoint" in spec.part, "GELU" in spec.part
-        given = analysis if adjoint else synthesis
-        bias = draw(width)
-
-        def run(config: Any) -> Any:
-            skip, shift = (x, bias) if whole else (None, None)
-            return kernels.synthesis(z, given[0], given[1], adjoint, skip, shift, whole, config)
-
-        def exact() -> list[Tensor]:
-            wide = [matrix.double() for matrix in given]
-            out = spectral_products.synthesis(z.double(), transposed(wide) if adjoint else wide)
-            if not whole:
-                return [out]
-            out = out + x.double() + bias.double()[:, None, None]
-            return [torch.nn.functional.gelu(out), out]
-
-    else:
-        kernel = "leading_gradient" if spec.part == "leading_gradient" else "last_gradient"
-        forms = kernels.forms_of(z, m, k)
-        leading, last = analysis
-
-        def run(config: Any) -> Any:
-            return kernels.matrix_gradient(kernel, x, forms, leading, last, True, config)
-
-        def exact() -> list[Tensor]:
-            activated = torch.nn.functional.gelu(x.double())
-            wide = [matrix.double() for matrix in analysis]
-            found = spectral_products.matrix_gradients(activated, z.double(), wide)
-            return [found[0] if kernel == "leading_gradient" else found[1]]
-
-    problem = kernels.problem(kernel, x, m, k)
+    problem = kernels.problem(kernel, x, columns, kept)
     configs = _ordered(spectral_configs.choose(problem), list(spectral_configs.candidates(problem)))
     return Kernel(configs, run, lambda config: tensors(run(config)), exact)
 

@@ -19,8 +19,6 @@ from sciml_monarch.monarch.kernels import spectral_products as products
 from sciml_monarch.monarch.kernels.backend import backend, plain_wanted, wants_triton
 from sciml_monarch.monarch.kernels.spectral_layout import Activation, sizes, transposed
 
-MAX_KERNEL_NUMBERS = 2**31  # modes of all images, which kernels address with 32 bits
-
 
 def spectral_analysis(field: Tensor, matrices: Sequence[Tensor], source: Tensor | None = None) -> Tensor:
     """Transforms all axes of real fields, keeping only some modes. Computes in autocast's dtype.
@@ -96,18 +94,8 @@ def _analysis(field: Tensor, matrices: Sequence[Tensor], adjoint: bool, source: 
     if field.numel() == 0:
         return _analysis_fake(field, matrices, adjoint, source, asked)
     with torch.autocast(field.device.type, enabled=False):
-        if not _takes_kernel(field, field.shape[0] * field.shape[1], matrices, adjoint, asked):
-            cast = [matrix.to(field.dtype) for matrix in matrices]
-            return products.analysis(field, transposed(cast) if adjoint else cast).contiguous()
-        from sciml_monarch.monarch.kernels import spectral_triton
-
-        leading, last = (matrix.float().contiguous() for matrix in matrices[-2:])
-        if len(matrices) == 2:
-            return spectral_triton.analysis(field.contiguous(), leading, last, adjoint)
-        # the first of three axes, whose input is already small, by a product of torch
-        inner = spectral_triton.analysis(field.flatten(1, 2).contiguous(), leading, last, adjoint)
-        first = _first(matrices, adjoint).to(field.dtype)
-        return products.first_axis_analysis(inner.unflatten(-1, (*field.shape[1:3], 2)), first).contiguous()
+        cast = [matrix.to(field.dtype) for matrix in matrices]
+        return products.analysis(field, transposed(cast) if adjoint else cast, _by(field, asked)).contiguous()
 
 
 @_analysis.register_fake
@@ -131,10 +119,14 @@ def _synthesis(
     if modes.numel() == 0:
         return _synthesis_fake(modes, matrices, adjoint, skip, bias, gelu, asked)
     with torch.autocast(modes.device.type, enabled=False):
-        if _takes_kernel(modes, modes.shape[1] * modes.shape[2] // 2, matrices, not adjoint, asked):
-            return _synthesis_kernel(modes, matrices, adjoint, skip, bias, gelu)
         cast = [matrix.to(modes.dtype) for matrix in matrices]
-        out, kept = _plain_synthesis(modes, transposed(cast) if adjoint else cast, skip, bias, gelu)
+        given = transposed(cast) if adjoint else cast
+        if wants_triton(modes, measured_faster=asked):
+            from sciml_monarch.monarch.kernels import spectral_triton
+
+            out, kept = spectral_triton.synthesis(modes, given, skip, bias, gelu)
+        else:
+            out, kept = _plain_synthesis(modes, given, skip, bias, gelu)
         return out, modes.new_empty(0) if kept is None else kept
 
 
@@ -147,27 +139,6 @@ def _plain_synthesis(
     if skip is not None:
         out += skip
     return (apply_gelu(out), out) if gelu else (out, None)
-
-
-def _synthesis_kernel(
-    modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, skip: Tensor | None, bias: Tensor | None, gelu: bool
-) -> tuple[Tensor, Tensor]:
-    from sciml_monarch.monarch.kernels import spectral_triton
-
-    leading, last = (matrix.float().contiguous() for matrix in matrices[-2:])
-    skip, bias = (None if t is None else t.contiguous() for t in (skip, bias))
-    shape = None
-    if len(matrices) == 3:
-        first = _first(matrices, adjoint).to(modes.dtype)
-        n, shape = first.shape[1], (modes.shape[2] // 2, first.shape[1])
-        modes = products.first_axis_synthesis(modes, first)
-        skip = None if skip is None else skip.flatten(1, 2)
-        bias = None if bias is None else bias.repeat_interleave(n)
-    out, before = spectral_triton.synthesis(modes.contiguous(), leading, last, adjoint, skip, bias, gelu)
-    if shape is not None:
-        out = out.unflatten(1, shape)
-        before = None if before is None else before.unflatten(1, shape)
-    return out, modes.new_empty(0) if before is None else before
 
 
 @_synthesis.register_fake
@@ -193,24 +164,20 @@ def _matrix_gradients(
     if field.numel() == 0:
         return [torch.zeros_like(matrix) for matrix in matrices]
     with torch.autocast(field.device.type, enabled=False):
-        if len(matrices) == 2 and _takes_kernel(field, field.shape[0] * field.shape[1], matrices, adjoint, asked):
-            from sciml_monarch.monarch.kernels import spectral_triton
-
-            wide = [matrix.float() for matrix in matrices]
-            leading, last = (matrix.contiguous() for matrix in (transposed(wide) if adjoint else wide))
-            if spectral_triton.gradients_fit(field, leading, last):
-                found = spectral_triton.matrix_gradients(field.contiguous(), modes, leading, last, activated)
-                gradients = transposed(found) if adjoint else list(found)
-                return [g.to(matrix.dtype) for g, matrix in zip(gradients, matrices, strict=True)]
-        return _plain_matrix_gradients(field, modes, matrices, adjoint, activated)
+        return _gradients_of_matrices(field, modes, matrices, adjoint, activated, _by(field, asked))
 
 
-def _plain_matrix_gradients(
-    field: Tensor, modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, activated: bool
+def _gradients_of_matrices(
+    field: Tensor,
+    modes: Tensor,
+    matrices: Sequence[Tensor],
+    adjoint: bool,
+    activated: bool,
+    by: products.ThinProducts = products.TORCH,
 ) -> list[Tensor]:
     field = apply_gelu(field) if activated else field
     cast = [matrix.to(field.dtype) for matrix in matrices]
-    gradients = products.matrix_gradients(field, modes, transposed(cast) if adjoint else cast)
+    gradients = products.matrix_gradients(field, modes, transposed(cast) if adjoint else cast, by)
     gradients = transposed(gradients) if adjoint else gradients
     return [g.to(matrix.dtype) for g, matrix in zip(gradients, matrices, strict=True)]
 
@@ -276,7 +243,7 @@ def _by_matrices(
     if not torch.is_grad_enabled():
         return _matrix_gradients(field, modes, matrices, adjoint, activated, asked)
     with torch.autocast(field.device.type, enabled=False):
-        return _plain_matrix_gradients(field, modes, matrices, adjoint, activated)
+        return _gradients_of_matrices(field, modes, matrices, adjoint, activated)
 
 
 _analysis.register_autograd(_analysis_backward, setup_context=_save_analysis)
@@ -295,17 +262,13 @@ def _undifferentiated() -> bool:
     return not torch.is_grad_enabled() and backend() != "triton"
 
 
-def _takes_kernel(like: Tensor, n_images: int, matrices: Sequence[Tensor], points_first: bool, asked: bool) -> bool:
-    """Whether the Triton kernels run: of two axes, or the last two of three."""
-    grid, kept = sizes(matrices, points_first)
-    n_numbers = 2 * prod(kept[-2:]) * n_images * (grid[0] if len(grid) == 3 else 1)
-    wanted = wants_triton(like, measured_faster=asked)  # asks for a forward pass outlive its block, unless overridden
-    return wanted and len(grid) > 1 and n_numbers < MAX_KERNEL_NUMBERS
+def _by(like: Tensor, asked: bool) -> products.ThinProducts:
+    """Kernels, or plain torch; an ask for kernels outlives its block, for the backward pass, unless overridden."""
+    if not wants_triton(like, measured_faster=asked):
+        return products.TORCH
+    from sciml_monarch.monarch.kernels import spectral_triton
 
-
-def _first(matrices: Sequence[Tensor], adjoint: bool) -> Tensor:
-    """The first axis' matrix, transposed where the matrices are those of the other map."""
-    return transposed(matrices)[0] if adjoint else matrices[0]
+    return spectral_triton.KERNELS
 
 
 def _nothing(matrices: Sequence[Tensor]) -> Sequence[Tensor | None]:

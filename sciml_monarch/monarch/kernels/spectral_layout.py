@@ -22,32 +22,6 @@ def transposed(matrices: Sequence[Tensor]) -> list[Tensor]:
     return [*(torch.stack([re.mT, -im.mT]) for re, im in leading), last.mT.contiguous()]
 
 
-def expanded_rows(planes: Tensor) -> Tensor:
-    """Planes ``(2, m, n)`` as a real matrix ``(2 m, 2 n)``: rows (plane, mode), columns (point, plane).
-
-    Args:
-        planes: Real and imaginary part.
-
-    Returns:
-        The matrix that acts on (point, plane) of a complex vector and gives (plane, mode).
-    """
-    re, im = planes
-    return torch.stack([torch.stack([re, -im], -1), torch.stack([im, re], -1)]).flatten(0, 1).flatten(1)
-
-
-def expanded_columns(planes: Tensor) -> Tensor:
-    """Planes ``(2, n, m)`` as a real matrix ``(2 n, 2 m)``: rows (point, plane), columns (plane, mode).
-
-    Args:
-        planes: Real and imaginary part.
-
-    Returns:
-        The inverse arrangement of :func:`expanded_rows`.
-    """
-    re, im = planes
-    return torch.stack([torch.cat([re, -im], 1), torch.cat([im, re], 1)], 1).flatten(0, 1)
-
-
 def sizes(matrices: Sequence[Tensor], points_first: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Reads the grid and the numbers of kept modes off thin matrices.
 

@@ -1,4 +1,4 @@
-"""Truncated spectral analysis and synthesis as a few large products of plain torch: what runs without a kernel.
+"""Truncated spectral analysis and synthesis as a few large products with thin matrices.
 
 The formulas are those of :mod:`~sciml_monarch.monarch.kernels.spectral_reference`. Complex values lie as planes, real
 and imaginary part one after the other, in front of everything else: ``(plane, modes so far, b, c, axes left)``. The
@@ -7,59 +7,102 @@ nothing is permuted between the axes, and no number of modes spoils the alignmen
 result of 66 columns takes them twice as long as one of 72).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
-
-from sciml_monarch.monarch.kernels.spectral_layout import expanded_columns, expanded_rows
 
 
-def analysis(field: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Transforms all axes; arguments and result as in ``spectral_reference.analysis``."""
+class ThinProducts(NamedTuple):
+    """The three products that everything consists of; kernels may stand in for plain torch.
+
+    Attributes:
+        narrow: ``(groups, rows, columns)`` and a matrix ``(modes, columns)`` to ``(groups, modes, rows)``.
+        widen: ``(groups, modes, rows)`` and a matrix ``(columns, modes)`` to ``(groups, rows, columns)``.
+        weigh: ``(groups, modes, rows)`` and ``(groups, rows, columns)`` to ``(modes, columns)``, summed over groups.
+    """
+
+    narrow: Callable[[Tensor, Tensor], Tensor]
+    widen: Callable[[Tensor, Tensor], Tensor]
+    weigh: Callable[[Tensor, Tensor], Tensor]
+
+
+def _narrow(x: Tensor, matrix: Tensor) -> Tensor:
+    return torch.bmm(matrix.expand(x.shape[0], -1, -1), x.mT)
+
+
+def _widen(y: Tensor, matrix: Tensor) -> Tensor:
+    # contiguous: the rows of the matrix as it is may have odd lengths
+    return torch.bmm(y.mT, matrix.mT.contiguous().expand(y.shape[0], -1, -1))
+
+
+def _weigh(y: Tensor, x: Tensor) -> Tensor:
+    return torch.bmm(y, x).sum(0)
+
+
+TORCH = ThinProducts(_narrow, _widen, _weigh)
+
+
+def analysis(field: Tensor, matrices: Sequence[Tensor], by: ThinProducts = TORCH) -> Tensor:
+    """Transforms all axes; the other arguments and the result as in ``spectral_reference.analysis``."""
     batch, channels = field.shape[:2]
     *leading, last = matrices
-    z = last @ field.reshape(-1, last.shape[1]).mT
+    z = by.narrow(field.reshape(1, -1, last.shape[1]), last)
     for planes in reversed(leading):
-        z = torch.stack(_transformed(planes, z))
+        z = torch.stack(_transformed(planes, z, by))
     return z.view(2, -1, batch, channels).permute(1, 2, 3, 0).reshape(-1, batch, 2 * channels)
 
 
-def synthesis(modes: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Forms fields; arguments and result as in ``spectral_reference.synthesis`` without its last steps."""
-    batch, pairs = modes.shape[1:]
+def synthesis(modes: Tensor, matrices: Sequence[Tensor], by: ThinProducts = TORCH) -> Tensor:
+    """Forms fields; the other arguments and the result as in ``spectral_reference.synthesis`` less its end."""
+    y, grid = synthesis_but_last(modes, matrices, by)
+    return by.widen(y[None], matrices[-1]).view(modes.shape[1], modes.shape[2] // 2, *grid)
+
+
+def synthesis_but_last(modes: Tensor, matrices: Sequence[Tensor], by: ThinProducts) -> tuple[Tensor, tuple[int, ...]]:
+    """All of a synthesis but its last product.
+
+    Args:
+        modes: ``(F, b, 2 c)``.
+        matrices: Those of the synthesis.
+        by: How products are computed.
+
+    Returns:
+        ``(2 K, rows)``, which the last product takes to ``(rows, n)``, and the grid.
+    """
     *leading, last = matrices
     re, im = modes.reshape(-1, 2).unbind(-1)
     y = torch.stack([re, im])
     for planes in leading:
         re, im = y.view(2, planes.shape[2], -1)
         terms = torch.stack([re, -im, im, re]).view(2, 2 * planes.shape[2], -1)  # (plane, (plane, m), ..)
-        y = torch.bmm(terms.mT, torch.cat([*planes], 1).mT.expand(2, -1, -1))  # (plane, .., n)
-    # contiguous: the rows of the matrix as it is have odd lengths
-    out = y.view(last.shape[1], -1).mT @ last.mT.contiguous()
-    return out.view(batch, pairs // 2, *(planes.shape[1] for planes in leading), last.shape[0])
+        y = by.widen(terms, torch.cat([*planes], 1))  # (plane, .., n)
+    return y.view(last.shape[1], -1), (*(planes.shape[1] for planes in leading), last.shape[0])
 
 
-def matrix_gradients(field: Tensor, modes: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:
+def matrix_gradients(
+    field: Tensor, modes: Tensor, matrices: Sequence[Tensor], by: ThinProducts = TORCH
+) -> list[Tensor]:
     """Gradients of ``<modes, analysis(field, matrices)>`` with respect to the matrices.
 
     Args:
         field: ``(b, c, *grid)``.
         modes: Gradient of the analysis' result, ``(F, b, 2 c)``.
         matrices: Those of the analysis.
+        by: How products are computed.
 
     Returns:
         Gradients in the shapes of the matrices.
     """
     *leading, last = matrices
-    field = field.reshape(-1, last.shape[1])
-    z = last @ field.mT
+    field = field.reshape(1, -1, last.shape[1])
+    z = by.narrow(field, last)
     inputs = []  # of each leading axis' product, in the order of the analysis
     for planes in reversed(leading):
         inputs.append(z)
         if len(inputs) < len(leading):
-            z = torch.stack(_transformed(planes, z))
+            z = torch.stack(_transformed(planes, z, by))
     re, im = modes.reshape(-1, 2).unbind(-1)
     g = torch.stack([re, im])
     gradients = []
@@ -67,43 +110,15 @@ def matrix_gradients(field: Tensor, modes: Tensor, matrices: Sequence[Tensor]) -
         m, n = planes.shape[1:]
         re, im = g.view(2, m, -1)
         terms = torch.stack([re, im, im, -re]).view(2, 2 * m, -1)  # (plane, (plane, m), ..)
-        gradients.append(torch.bmm(terms, z.reshape(2, -1, n)).sum(0).view_as(planes))
-        g = torch.bmm(terms.mT, planes.reshape(1, 2 * m, n).expand(2, -1, -1))
-    gradients.append(g.view(last.shape[0], -1) @ field)
+        gradients.append(by.weigh(terms, z.reshape(2, -1, n)).view_as(planes))
+        g = by.widen(terms, planes.reshape(2 * m, n).mT)
+    gradients.append(by.weigh(g.reshape(1, last.shape[0], -1), field))
     return gradients
 
 
-def first_axis_analysis(inner: Tensor, planes: Tensor) -> Tensor:
-    """Transforms the first axis of three after the others.
-
-    Args:
-        inner: Modes of the other axes, ``(F', b, c, n, 2)``.
-        planes: Matrix of the first axis, ``(2, m, n)``.
-
-    Returns:
-        Modes ``(m F', b, 2 c)``.
-    """
-    z = linear(inner.flatten(-2), expanded_rows(planes)).unflatten(-1, (2, -1))  # (F', b, c, plane, m)
-    return z.permute(4, 0, 1, 2, 3).reshape(-1, inner.shape[1], 2 * inner.shape[2])
-
-
-def first_axis_synthesis(modes: Tensor, planes: Tensor) -> Tensor:
-    """The mirror image of :func:`first_axis_analysis`.
-
-    Args:
-        modes: ``(m F', b, 2 c)``.
-        planes: Matrix of the first axis, ``(2, n, m)``.
-
-    Returns:
-        Modes of the other axes for every channel and point of the first, ``(F', b, 2 c n)``.
-    """
-    z = modes.unflatten(-1, (-1, 2)).unflatten(0, (planes.shape[2], -1))  # (m, F', b, c, plane)
-    return linear(z.permute(1, 2, 3, 4, 0).flatten(-2), expanded_columns(planes)).flatten(2)
-
-
-def _transformed(planes: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+def _transformed(planes: Tensor, z: Tensor, by: ThinProducts) -> tuple[Tensor, Tensor]:
     """Real and imaginary plane ``(m, ..)`` of the transform of the last axis of ``z``, which has two planes."""
     m, n = planes.shape[1:]
-    terms = torch.bmm(planes.reshape(1, 2 * m, n).expand(2, -1, -1), z.reshape(2, -1, n).mT)
-    (by_real, by_imaginary), (turned_by_real, turned_by_imaginary) = terms.view(2, 2, m, -1)
+    terms = by.narrow(z.reshape(2, -1, n), planes.reshape(2 * m, n)).view(2, 2, m, -1)  # (plane, plane, m, ..)
+    (by_real, by_imaginary), (turned_by_real, turned_by_imaginary) = terms
     return by_real - turned_by_imaginary, by_imaginary + turned_by_real

@@ -33,7 +33,7 @@ from sciml_monarch.monarch.kernels.spectral_configs import Config, Problem
 from sciml_monarch.monarch.kernels.transform_configs import StagesTile
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
-KERNEL_NAMES = "_kernel", "_2d"  # other jitted functions are parts of these
+KERNEL_NAMES = "_kernel"  # other jitted functions are parts of these
 MODULES = linear_triton, linear_gradients_triton, spectral_triton, transform_triton
 ALIGNED = [["tt.divisibility", 16]]
 MATMUL_PRECISION = {"tf32x3": "highest", "tf32": "high"}
@@ -151,28 +151,24 @@ def every_kernel() -> None:
     transform_triton.apply(lines, w1, w2, place, None, 2, True)
     h = transform_triton.first_factor(lines, w1, w2, place, None, False)
     transform_triton.gradients(lines, h, lines, h, w1, w2, place, None)
-    x, z = empty(1, 2, 64, 64), empty(16 * 9, 1, 4)
-    leading, last = empty(2, 16, 64), empty(18, 64)
-    spectral_triton.analysis(x, leading, last, False)
-    spectral_triton.synthesis(z, leading.mT.contiguous(), last.mT.contiguous(), False, x, empty(2), True)
-    spectral_triton.matrix_gradients(x, z, leading, last, True)
+    skip, matrix = empty(1, 256, 64), empty(18, 64)
+    spectral_triton.narrow(skip, matrix)
+    spectral_triton.widen(empty(1, 18, 256), matrix.mT, spectral_triton.End(skip, empty(2), 128, True))
+    spectral_triton.weigh(empty(1, 18, 256), skip)
 
 
 def spectral(*tasks: tuple[Problem, Config]) -> None:
     """Launches the kernels of spectral problems in float32 with given configurations."""
     for problem, config in tasks:
         torch.set_float32_matmul_precision(MATMUL_PRECISION[problem.precision])
-        n1, n2, m, k = problem.n1, problem.n2, problem.m, problem.k
-        field, modes = empty(1, 2, n1, n2), empty(m * k, 1, 4)
-        leading, last = empty(2, m, n1), empty(2 * k, n2)
-        if problem.kernel == "analysis":
-            spectral_triton.analysis(field, leading, last, False, config)
-        elif problem.kernel == "synthesis":
-            leading, last = empty(2, n1, m), empty(n2, 2 * k)
-            spectral_triton.synthesis(modes, leading, last, False, field, empty(2), True, config)
+        x, y = empty(1, 4096, problem.columns), empty(1, problem.modes, 4096)
+        matrix = empty(problem.modes, problem.columns)
+        if problem.kernel == "narrow":
+            spectral_triton.narrow(x, matrix, config)
+        elif problem.kernel == "widen":
+            spectral_triton.widen(y, matrix.mT, spectral_triton.End(x, empty(2), 128, True), config)
         else:
-            forms = spectral_triton.forms_of(modes, m, k)
-            spectral_triton.matrix_gradient(problem.kernel, field, forms, leading, last, True, config)
+            spectral_triton.weigh(y, x, config)
 
 
 def linear(*layers: tuple[int, int]) -> None:
