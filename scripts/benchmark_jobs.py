@@ -188,7 +188,7 @@ def half_conv(work: Work, device: torch.device, dtype: torch.dtype, compiled: bo
         x, given = _field(work, device, dtype), matrices[:2]
         return _differentiated(work, lambda x: spectral_analysis(x, given), x, [], compiled)
     generator = torch.Generator(device).manual_seed(0)
-    shape = 2 * modes * (modes + 1), batch, 2 * width
+    shape = 2 * modes * (modes + 1), 2, batch, width
     z, given = torch.randn(shape, generator=generator, device=device).to(dtype), matrices[3:]
     return _differentiated(work, lambda z: spectral_synthesis(z, given)[0], z, [], compiled)
 

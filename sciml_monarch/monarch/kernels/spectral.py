@@ -1,7 +1,7 @@
 """Fused truncated spectral transforms: public functions, their torch operators, gradients and choice of backend.
 
 ``spectral_analysis`` and ``spectral_synthesis`` are the ends of a Fourier layer (Li et al., ICLR 2021, eq. 5). Modes
-lie as ``(F, b, 2 c)``, which the mixing of channels, one ``torch.bmm`` with ``(F, 2 c, 2 o)``, reads and writes.
+lie as ``(F, 2, b, c)``, real and imaginary part as so many more samples to the mixing of channels, one ``torch.bmm``.
 The matrices are those that :mod:`~sciml_monarch.monarch.kernels.spectral_reference` describes, in one, two or three
 dimensions; each map is the other's transpose for suitable matrices, so that the gradient of either is the other.
 """
@@ -30,7 +30,7 @@ def spectral_analysis(field: Tensor, matrices: Sequence[Tensor], source: Tensor 
             ``field``, which is computed again: a network whose activation keeps them anyway keeps one field a layer.
 
     Returns:
-        Modes ``(F, b, 2 c)``; real and imaginary part of a channel are neighbours.
+        Modes ``(F, 2, b, c)``, real and imaginary part.
 
     Raises:
         InputError: The matrices do not fit the field.
@@ -55,7 +55,7 @@ def spectral_synthesis(
     """Forms real fields from modes, adds a skip connection and a bias, applies an activation.
 
     Args:
-        modes: ``(F, b, 2 c)``, as from :func:`spectral_analysis`.
+        modes: ``(F, 2, b, c)``, as from :func:`spectral_analysis`.
         matrices: Per axis, see ``spectral_reference``; float32, or of the dtype of ``modes``.
         skip: Fields ``(b, c, *grid)``.
         bias: ``(c,)``.
@@ -71,7 +71,7 @@ def spectral_synthesis(
     if modes.shape[0] != prod(kept):
         raise InputError(f"matrices for {prod(kept)} modes cannot take modes of shape {tuple(modes.shape)}")
     modes = _autocast(modes)
-    shape = (modes.shape[1], modes.shape[2] // 2, *grid)
+    shape = (*modes.shape[2:], *grid)
     if skip is not None and tuple(skip.shape) != shape:
         raise InputError(f"a skip connection of shape {tuple(skip.shape)} cannot be added to fields {shape}")
     skip = None if skip is None else skip.to(modes.dtype)
@@ -103,7 +103,7 @@ def _analysis_fake(
     field: Tensor, matrices: Sequence[Tensor], adjoint: bool, source: Tensor | None, asked: bool
 ) -> Tensor:
     _, kept = sizes(matrices, points_first=adjoint)
-    return field.new_empty(prod(kept), field.shape[0], 2 * field.shape[1])
+    return field.new_empty(prod(kept), 2, *field.shape[:2])
 
 
 @torch.library.custom_op("sciml_monarch::spectral_synthesis", mutates_args=())
@@ -152,7 +152,7 @@ def _synthesis_fake(
     asked: bool,
 ) -> tuple[Tensor, Tensor]:
     grid, _ = sizes(matrices, points_first=not adjoint)
-    out = modes.new_empty(modes.shape[1], modes.shape[2] // 2, *grid)
+    out = modes.new_empty(*modes.shape[2:], *grid)
     return out, torch.empty_like(out) if gelu else modes.new_empty(0)
 
 

@@ -46,25 +46,25 @@ TORCH = ThinProducts(_narrow, _widen, _weigh)
 
 def analysis(field: Tensor, matrices: Sequence[Tensor], by: ThinProducts = TORCH) -> Tensor:
     """Transforms all axes; the other arguments and the result as in ``spectral_reference.analysis``."""
-    batch, channels = field.shape[:2]
     *leading, last = matrices
     z = by.narrow(field.reshape(1, -1, last.shape[1]), last)
-    for planes in reversed(leading):
+    for planes in reversed(leading[1:]):
         z = torch.stack(_transformed(planes, z, by))
-    return z.view(2, -1, batch, channels).permute(1, 2, 3, 0).reshape(-1, batch, 2 * channels)
+    parts = _transformed(leading[0], z, by) if leading else z.view(2, -1).unbind()
+    return torch.stack([part.reshape(-1, *field.shape[:2]) for part in parts], 1)
 
 
 def synthesis(modes: Tensor, matrices: Sequence[Tensor], by: ThinProducts = TORCH) -> Tensor:
     """Forms fields; the other arguments and the result as in ``spectral_reference.synthesis`` less its end."""
     y, grid = synthesis_but_last(modes, matrices, by)
-    return by.widen(y[None], matrices[-1]).view(modes.shape[1], modes.shape[2] // 2, *grid)
+    return by.widen(y[None], matrices[-1]).view(*modes.shape[2:], *grid)
 
 
 def synthesis_but_last(modes: Tensor, matrices: Sequence[Tensor], by: ThinProducts) -> tuple[Tensor, tuple[int, ...]]:
     """All of a synthesis but its last product.
 
     Args:
-        modes: ``(F, b, 2 c)``.
+        modes: ``(F, 2, b, c)``.
         matrices: Those of the synthesis.
         by: How products are computed.
 
@@ -72,13 +72,12 @@ def synthesis_but_last(modes: Tensor, matrices: Sequence[Tensor], by: ThinProduc
         ``(2 K, rows)``, which the last product takes to ``(rows, n)``, and the grid.
     """
     *leading, last = matrices
-    re, im = modes.reshape(-1, 2).unbind(-1)
-    y = torch.stack([re, im])
+    y = modes.transpose(0, 1)
     for planes in leading:
-        re, im = y.view(2, planes.shape[2], -1)
+        re, im = (part.reshape(planes.shape[2], -1) for part in y)
         terms = torch.stack([re, -im, im, re]).view(2, 2 * planes.shape[2], -1)  # (plane, (plane, m), ..)
         y = by.widen(terms, torch.cat([*planes], 1))  # (plane, .., n)
-    return y.view(last.shape[1], -1), (*(planes.shape[1] for planes in leading), last.shape[0])
+    return y.reshape(last.shape[1], -1), (*(planes.shape[1] for planes in leading), last.shape[0])
 
 
 def matrix_gradients(
@@ -88,7 +87,7 @@ def matrix_gradients(
 
     Args:
         field: ``(b, c, *grid)``.
-        modes: Gradient of the analysis' result, ``(F, b, 2 c)``.
+        modes: Gradient of the analysis' result, ``(F, 2, b, c)``.
         matrices: Those of the analysis.
         by: How products are computed.
 
@@ -103,12 +102,11 @@ def matrix_gradients(
         inputs.append(z)
         if len(inputs) < len(leading):
             z = torch.stack(_transformed(planes, z, by))
-    re, im = modes.reshape(-1, 2).unbind(-1)
-    g = torch.stack([re, im])
+    g = modes.transpose(0, 1)
     gradients = []
     for planes, z in zip(leading, reversed(inputs), strict=True):
         m, n = planes.shape[1:]
-        re, im = g.view(2, m, -1)
+        re, im = (part.reshape(m, -1) for part in g)
         terms = torch.stack([re, im, im, -re]).view(2, 2 * m, -1)  # (plane, (plane, m), ..)
         gradients.append(by.weigh(terms, z.reshape(2, -1, n)).view_as(planes))
         g = by.widen(terms, planes.reshape(2 * m, n).mT)

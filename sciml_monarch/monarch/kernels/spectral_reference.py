@@ -27,7 +27,7 @@ def analysis(field: Tensor, matrices: Sequence[Tensor]) -> Tensor:
         matrices: Per axis, see the module's description.
 
     Returns:
-        Modes ``(F, b, 2 c)``: kept modes of all axes flattened; real and imaginary part of each channel.
+        Modes ``(F, 2, b, c)``: kept modes of all axes flattened; real and imaginary part.
     """
     *leading, last = matrices
     re, im = torch.einsum("...n,kn->k...", field, last).chunk(2)  # (K, b, c, *leading) each
@@ -35,8 +35,7 @@ def analysis(field: Tensor, matrices: Sequence[Tensor]) -> Tensor:
         # the axis to transform is the last one left; its modes go in front of those that are done
         parts = [torch.einsum("...n,mn->m...", part, plane) for part in (re, im) for plane in planes]
         re, im = parts[0] - parts[3], parts[1] + parts[2]
-    modes = torch.stack([re, im], -1)  # (*modes, b, c, 2)
-    return modes.flatten(0, len(matrices) - 1).flatten(-2)
+    return torch.stack([re, im], len(matrices)).flatten(0, len(matrices) - 1)
 
 
 def synthesis(
@@ -49,7 +48,7 @@ def synthesis(
     """Forms fields from modes.
 
     Args:
-        modes: ``(F, b, 2 c)``; see :func:`analysis`.
+        modes: ``(F, 2, b, c)``; see :func:`analysis`.
         matrices: Per axis, see the module's description.
         skip: Fields ``(b, c, *grid)`` to add.
         bias: ``(c,)`` to add.
@@ -60,7 +59,7 @@ def synthesis(
     """
     *leading, last = matrices
     n_kept = [planes.shape[2] for planes in leading] + [last.shape[1] // 2]
-    re, im = modes.unflatten(-1, (-1, 2)).unflatten(0, n_kept).unbind(-1)  # (*modes, b, c)
+    re, im = modes.unflatten(0, n_kept).unbind(len(matrices))  # (*modes, b, c)
     for planes in leading:
         parts = [torch.einsum("m...,nm->...n", part, plane) for part in (re, im) for plane in planes]
         re, im = parts[0] - parts[3], parts[1] + parts[2]

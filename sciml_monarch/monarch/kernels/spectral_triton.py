@@ -171,7 +171,7 @@ def synthesis(
     """The synthesis and the end of a Fourier layer, which is part of the last product.
 
     Args:
-        modes: ``(F, b, 2 c)``, not empty.
+        modes: ``(F, 2, b, c)``, not empty.
         matrices: Those of a synthesis, of the dtype of ``modes``.
         skip: Fields ``(b, c, *grid)`` to add.
         bias: ``(c,)`` to add.
@@ -181,6 +181,6 @@ def synthesis(
         The fields ``(b, c, *grid)`` and, with GELU, what went into it.
     """
     y, grid = products.synthesis_but_last(modes, matrices, KERNELS)
-    shape = (modes.shape[1], modes.shape[2] // 2, *grid)
+    shape = (*modes.shape[2:], *grid)
     out, before = widen(y[None], matrices[-1], End(skip, bias, prod(grid[:-1]), gelu))
     return out.view(shape), None if before is None else before.view(shape)

@@ -175,7 +175,7 @@ def test_empty_batch(backend, grid):
         modes = spectral_analysis(x, rest[:d])
         y, _ = spectral_synthesis(modes, rest[d:-1], None, rest[-1], "gelu")
         gradients = torch.autograd.grad(y.sum(), [x, *rest])
-    assert modes.shape == (3 ** len(grid), 0, 4)
+    assert modes.shape == (3 ** len(grid), 2, 0, 2)
     assert y.shape == x.shape
     assert all(g.shape == t.shape and not g.any() for g, t in zip(gradients, [x, *rest], strict=True))
 
@@ -281,7 +281,7 @@ def test_nothing_is_kept_for_gradients_of_frozen_matrices():
 def test_the_gradient_of_a_bias_does_not_overflow_in_half_precision(compiled):
     """A sum of 70 x 36 ones times 64 is more than half precision has, and less than float32 has."""
     _, _, synthesis, bias, _ = tensors((70, 36), (2, 3), 1, 2)
-    modes, bias = torch.zeros(6, 1, 4, requires_grad=True), bias.float().requires_grad_()
+    modes, bias = torch.zeros(6, 2, 1, 2, requires_grad=True), bias.float().requires_grad_()
     synthesis = [t.float() for t in synthesis]
 
     def function(modes, bias):
