@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import make_tables_mri as mri
+import make_tables_speed as fast
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "results/navier_stokes_1e-5"
@@ -56,7 +57,11 @@ def speed() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"accuracy": accuracy, "speed": speed},
-    "results/README.md": {"mri_time_cpu": partial(mri.time_and_memory, "benchmark_mri_cpu.json")},
+    "results/README.md": {
+        "mri_time_cpu": partial(mri.time_and_memory, "benchmark_mri_cpu.json"),
+        "speed_cpu": partial(fast.works, "benchmark_cpu.json"),
+    },
+    "docs/guide/speed.md": {"sweep_cpu": partial(fast.sweep, "benchmark_cpu.json")},
     "results/mri_few_slices/README.md": {
         f"unrolled_{mask}_{test}": partial(mri.unrolled, mask, test)
         for mask in ("equispaced", "poisson")

@@ -122,6 +122,17 @@ def _worker(jobs: Any, rows: Any, file: Path, device: str, keep: Path | None) ->
             rows.put(train_cell(job, heads, real, device, keep))
         except Exception as error:
             rows.put(job.cell._asdict() | {"error": repr(error)})
+            if not _usable(device):  # or it would fail at all that is left, and faster than the others train
+                return
+
+
+def _usable(device: str) -> bool:
+    """Whether this process can still compute on a device; a GPU that served too many, or met an error, it cannot."""
+    try:
+        torch.ones(1, device=device).sum().item()
+    except RuntimeError:
+        return False
+    return True
 
 
 def chosen_rates(file: Path, n_steps: int | None = None) -> dict[tuple[str, str, int], float]:

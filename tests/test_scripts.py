@@ -100,3 +100,13 @@ def test_a_line_that_was_cut_off_is_left_out_and_ended(tmp_path, monkeypatch):
     with file.open("a") as stream:
         stream.write('{"row": 5}\n')
     assert read_rows(file) == [{"row": 1}, {"row": 3}, {"row": 5}]
+
+
+def test_on_a_cpu_the_inverse_fft_goes_an_axis_at_a_time(tmp_path):
+    """The other device is to be compared with this."""
+    out = tmp_path / "ffts.json"
+    result = run("compare_inverse_ffts.py", "--device", "cpu", "--out", out)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [row.pop("grid") for row in rows] == [32, 48, 64, 96, 128, 192, 256]
+    assert all(value < 1e-6 for row in rows for value in row.values())

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import queue
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -151,6 +152,19 @@ def test_failures_are_counted_at_the_end(program, arguments, monkeypatch):
     assert [row["head"] for row in rows_of(arguments.out)] == [0]
 
 
+@pytest.mark.parametrize(("usable", "left"), [(True, 0), (False, 2)])
+def test_a_worker_whose_device_is_broken_leaves_the_queue_to_others(program, tmp_path, monkeypatch, usable, left):
+    torch.save(([], {}), tmp_path / "scans")
+    cell = program.cells("linear")[0]
+    jobs, rows = queue.Queue(), queue.Queue()
+    for job in [program.Job(cell, program.recipe_of(cell), True)] * 2 + [None]:
+        jobs.put(job)
+    monkeypatch.setattr(program, "_usable", lambda device: usable)
+    program._worker(jobs, rows, tmp_path / "scans", "cpu", None)  # there is no head to train on
+    assert jobs.qsize() == left
+    assert "error" in rows.get()
+
+
 def test_rates_of_other_numbers_of_steps_do_not_count(program, protocol, tmp_path):
     file = tmp_path / "rates.jsonl"
     cell = protocol.tuning_cells("linear")[0]
@@ -201,8 +215,6 @@ class _Inline:
     """Stands for multiprocessing's context: workers run when they are started."""
 
     def Queue(self):
-        import queue
-
         return queue.Queue()
 
     def Process(self, target, args, daemon):
