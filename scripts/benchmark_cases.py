@@ -78,10 +78,11 @@ def works(on_gpu: bool, quick: bool) -> list[Work]:
             for sizes in ((16, 32, 64, 12), (16, 32, 256, 32))
             for graph in (False, True)
         ),
-        Work("linear", (16384, 1024, 1024, 4), backward=True, dtype=HALF, target="1.5x"),
-        Work("linear", (16384, 768, 3072, 4), backward=True, dtype=HALF, target="1.5x"),
-        Work("linear", (16384, 4096, 4096, 4), backward=True, dtype=HALF, target="1.8x"),
-        Work("linear", (16384, 4096, 4096, 64), backward=True, dtype=HALF, target="5x"),
+        *(
+            Work("linear", (16384, *sizes), backward=True, graph=graph, dtype=HALF, target=target)
+            for sizes, target in LINEAR
+            for graph in (False, True)
+        ),
         *(Work("transform", (15, *s), b) for s in ((320, 320), (640, 372)) for b in (False, True)),
         *(Work("transform", (15, *s), graph=True) for s in ((320, 320), (640, 372))),
         *(
@@ -93,6 +94,7 @@ def works(on_gpu: bool, quick: bool) -> list[Work]:
     ]  # fmt: skip
 
 
+LINEAR = ((1024, 1024, 4), "1.5x"), ((768, 3072, 4), "1.5x"), ((4096, 4096, 4), "1.8x"), ((4096, 4096, 64), "5x")
 CPU_SPECTRAL = ((4, 32, 64, 4), (4, 32, 64, 12), (2, 32, 128, 12), (1, 32, 256, 16), (1, 32, 256, 32))
 
 

@@ -1,4 +1,4 @@
-"""Is a spectral convolution the same on a GPU and on a CPU? ``python scripts/compare_inverse_ffts.py``, of neuraloperator's.
+"""Is neuraloperator's spectral convolution the same on a GPU and on a CPU? ``python scripts/compare_inverse_ffts.py``.
 
 Mixing breaks the Hermitian symmetry of the column of modes that are zero along the last axis. The inverse real
 transform of several axes is not defined there; libraries differ in what they make of it, and one library does between

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from sciml_monarch.monarch.kernels.backend import transformed
+from sciml_monarch.monarch.kernels.backend import autocast, transformed
 
 PIECE_BYTES = 2**25  # of hidden channels: stays in the second-level cache of a large GPU
 
@@ -29,12 +29,12 @@ def pointwise_linear(x: Tensor, weight: Tensor, source: Tensor | None = None) ->
         ``(b, o, *grid)``.
     """
     grid = x.shape[2:]
-    x, weight = _autocast(x), _autocast(weight)
+    x, weight = autocast(x), autocast(weight)
     if _plain_wanted():
         return torch.einsum("oi,bin->bon", weight, x.flatten(2)).unflatten(2, grid)
     if _undifferentiated():
         return _each(weight, x.flatten(2)).unflatten(2, grid)
-    source = None if source is None else _autocast(source).flatten(2)
+    source = None if source is None else autocast(source).flatten(2)
     return _linear(x.flatten(2), weight, source).unflatten(2, grid)
 
 
@@ -53,7 +53,7 @@ def pointwise_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> 
     """
     grid = x.shape[2:]
     # not the biases: half precision would overflow in the sums that are their gradients
-    x, w1, w2 = (_autocast(t) for t in (x, w1, w2))
+    x, w1, w2 = (autocast(t) for t in (x, w1, w2))
     x = x.flatten(2)
     if _plain_wanted():
         hidden = gelu((torch.einsum("hi,bin->bhn", w1, x) + b1[:, None]).to(x.dtype))
@@ -209,10 +209,3 @@ def _by_weight(g: Tensor, x: Tensor) -> Tensor:
 def _wide(x: Tensor) -> torch.dtype:
     """The dtype for sums over pieces."""
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """Casts as autocast does; float64 stays."""
-    kind = x.device.type
-    wanted = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
-    return x.to(torch.get_autocast_dtype(kind)) if wanted else x

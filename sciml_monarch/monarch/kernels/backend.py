@@ -99,6 +99,13 @@ def plain_wanted() -> bool:
     return transformed() or (torch.compiler.is_compiling() and backend() != "triton")
 
 
+def autocast(x: Tensor) -> Tensor:
+    """Casts as autocast does, where it is on; float64 stays."""
+    kind = x.device.type
+    wanted = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return x.to(torch.get_autocast_dtype(kind)) if wanted else x
+
+
 def dot_precision(dtype: torch.dtype) -> DotPrecision:
     """How kernels multiply: float32 follows ``torch.get_float32_matmul_precision()``.
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.functional import Factors, multiply
-from sciml_monarch.monarch.kernels.backend import KERNEL_DTYPES, backend, transformed, wants_triton
+from sciml_monarch.monarch.kernels.backend import KERNEL_DTYPES, autocast, backend, transformed, wants_triton
 from sciml_monarch.monarch.kernels.linear_configs import Plan, Sizes
 from sciml_monarch.monarch.kernels.linear_plans import choose, measured_faster
 
@@ -44,9 +44,8 @@ def monarch_linear(
     n_out = w2.shape[0] * w2.shape[1] if out_features is None else out_features
     if not torch.compiler.is_compiling():
         _check(x, w1, w2, bias, n_out)
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, w1, w2 = x.to(dtype), w1.to(dtype), w2.to(dtype)
+    if x.dtype != torch.float64:
+        x, w1, w2 = (autocast(t) for t in (x, w1, w2))
     bias = None if bias is None else bias.to(x.dtype)
     if not _takes_kernel(x, w1, w2, n_out):
         return _plain(x, w1, w2, bias, n_out)

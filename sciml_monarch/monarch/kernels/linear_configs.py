@@ -4,10 +4,12 @@ Four products (forward through either factor, back through either) and two weigh
 a configuration of its own, and :class:`Plan` holds the six.
 """
 
+from functools import cache
 from typing import NamedTuple
 
-SHARED_BYTES = 232_448  # of a Hopper multiprocessor, for one program
-SCRATCH_BYTES = 16_384  # of it, what stores rearrange at a time
+from sciml_monarch.monarch.kernels.backend import KERNEL_SHARED_BYTES
+
+SCRATCH_BYTES = 16_384  # of the shared memory, what stores rearrange at a time
 
 
 class Sizes(NamedTuple):
@@ -147,7 +149,7 @@ def run_length(sizes: Sizes) -> int:
 
 def fits(config: ProductConfig | WeightConfig, itemsize: int) -> bool:
     """Whether a program's tiles fit into shared memory and its sums into registers."""
-    return config.shared_bytes(itemsize) + SCRATCH_BYTES <= SHARED_BYTES and config.registers() <= 128
+    return config.shared_bytes(itemsize) + SCRATCH_BYTES <= KERNEL_SHARED_BYTES and config.registers() <= 128
 
 
 class Side(NamedTuple):
@@ -192,6 +194,7 @@ class Sides(NamedTuple):
     y_regrouped: Side
 
 
+@cache
 def sides(sizes: Sizes, regrouped: int) -> Sides:
     """The places of a layer whose inner vector is in regrouped order or in its own."""
     k, q, p, l, s, r, n_in, n_out = sizes

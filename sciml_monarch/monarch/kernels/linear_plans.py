@@ -3,10 +3,11 @@
 import itertools
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
+from sciml_monarch.monarch.kernels.backend import KERNEL_SHARED_BYTES
 from sciml_monarch.monarch.kernels.linear_configs import (
     SCRATCH_BYTES,
-    SHARED_BYTES,
     Plan,
     ProductConfig,
     Sizes,
@@ -29,6 +30,7 @@ def measured_faster(sizes: Sizes, n_tokens: int, itemsize: int) -> bool:
     return False
 
 
+@lru_cache(maxsize=4096)  # a layer asks at every pass; numbers of tokens vary
 def choose(sizes: Sizes, n_tokens: int, itemsize: int, regrouped: bool | None = None) -> Plan:
     """Chooses a plan by counted bytes and operations.
 
@@ -134,7 +136,7 @@ def _warps(size: int) -> int:
 def _resident(config: ProductConfig, depth: int, itemsize: int) -> ProductConfig:
     """The configuration with its weights on the chip, and as many programs as run at a time."""
     whole = config._replace(depth=_tile(depth, 4096), programs=N_MULTIPROCESSORS)
-    at_a_time = SHARED_BYTES // (whole.shared_bytes(itemsize) + SCRATCH_BYTES)
+    at_a_time = KERNEL_SHARED_BYTES // (whole.shared_bytes(itemsize) + SCRATCH_BYTES)
     return whole._replace(programs=N_MULTIPROCESSORS * max(1, min(4, at_a_time)))
 
 
@@ -189,7 +191,7 @@ def _batched_weight(rows: int, columns: int, blocks: int, n_tokens: int, itemsiz
 def _split(config: WeightConfig, rows: int, columns: int, blocks: int, n_tokens: int, itemsize: int) -> WeightConfig:
     """As many parts as keep the device busy, of at least a few steps each."""
     tiles = math.prod(-(-a // b) for a, b in ((rows, config.rows), (columns, config.columns), (blocks, config.groups)))
-    at_a_time = max(1, min(4, SHARED_BYTES // (config.shared_bytes(itemsize) + SCRATCH_BYTES)))
+    at_a_time = max(1, min(4, KERNEL_SHARED_BYTES // (config.shared_bytes(itemsize) + SCRATCH_BYTES)))
     parts = min(at_a_time * N_MULTIPROCESSORS // tiles, n_tokens // (4 * config.tokens))
     return config._replace(splits=max(1, parts))
 

@@ -16,7 +16,7 @@ from torch.nn.functional import gelu as apply_gelu
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.kernels import spectral_products as products
-from sciml_monarch.monarch.kernels.backend import backend, plain_wanted, wants_triton
+from sciml_monarch.monarch.kernels.backend import autocast, backend, plain_wanted, wants_triton
 from sciml_monarch.monarch.kernels.spectral_layout import Activation, sizes, transposed
 
 
@@ -38,10 +38,10 @@ def spectral_analysis(field: Tensor, matrices: Sequence[Tensor], source: Tensor 
     grid, _ = sizes(matrices, points_first=False)
     if tuple(field.shape[2:]) != grid:
         raise InputError(f"matrices for a grid {grid} cannot take fields of shape {tuple(field.shape)}")
-    field = _autocast(field)
+    field = autocast(field)
     if plain_wanted() or _undifferentiated():
         return products.analysis(field, [matrix.to(field.dtype) for matrix in matrices])
-    source = None if source is None else _autocast(source)
+    source = None if source is None else autocast(source)
     return _analysis(field, list(matrices), False, source, backend() == "triton")
 
 
@@ -70,7 +70,7 @@ def spectral_synthesis(
     grid, kept = sizes(matrices, points_first=True)
     if modes.shape[0] != prod(kept):
         raise InputError(f"matrices for {prod(kept)} modes cannot take modes of shape {tuple(modes.shape)}")
-    modes = _autocast(modes)
+    modes = autocast(modes)
     shape = (*modes.shape[2:], *grid)
     if skip is not None and tuple(skip.shape) != shape:
         raise InputError(f"a skip connection of shape {tuple(skip.shape)} cannot be added to fields {shape}")
@@ -248,13 +248,6 @@ def _by_matrices(
 
 _analysis.register_autograd(_analysis_backward, setup_context=_save_analysis)
 _synthesis.register_autograd(_synthesis_backward, setup_context=_save_synthesis)
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """Casts as autocast does; float64 stays."""
-    kind = x.device.type
-    wanted = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
-    return x.to(torch.get_autocast_dtype(kind)) if wanted else x
 
 
 def _undifferentiated() -> bool:

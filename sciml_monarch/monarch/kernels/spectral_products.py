@@ -74,7 +74,7 @@ def synthesis_but_last(modes: Tensor, matrices: Sequence[Tensor], by: ThinProduc
     *leading, last = matrices
     y = modes.transpose(0, 1)
     for planes in leading:
-        re, im = (part.reshape(planes.shape[2], -1) for part in y)
+        re, im = y
         terms = torch.stack([re, -im, im, re]).view(2, 2 * planes.shape[2], -1)  # (plane, (plane, m), ..)
         y = by.widen(terms, torch.cat([*planes], 1))  # (plane, .., n)
     return y.reshape(last.shape[1], -1), (*(planes.shape[1] for planes in leading), last.shape[0])
@@ -106,7 +106,7 @@ def matrix_gradients(
     gradients = []
     for planes, z in zip(leading, reversed(inputs), strict=True):
         m, n = planes.shape[1:]
-        re, im = (part.reshape(m, -1) for part in g)
+        re, im = g
         terms = torch.stack([re, im, im, -re]).view(2, 2 * m, -1)  # (plane, (plane, m), ..)
         gradients.append(by.weigh(terms, z.reshape(2, -1, n)).view_as(planes))
         g = by.widen(terms, planes.reshape(2 * m, n).mT)

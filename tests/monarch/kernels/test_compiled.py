@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sciml_monarch.monarch.kernels.linear_configs import SHARED_BYTES
+from sciml_monarch.monarch.kernels.backend import KERNEL_SHARED_BYTES
 from sciml_monarch.monarch.kernels.spectral_configs import KERNELS as KINDS
 from sciml_monarch.monarch.kernels.spectral_configs import Config, Problem, choose, fits, shared_bytes
 from tests.helpers import needs_triton
@@ -46,7 +46,7 @@ def test_every_kernel_compiles_and_fits_a_multiprocessor():
     found = compiled("every_kernel")
     assert {usage["name"] for usage in found} == KERNELS
     for usage in found:
-        assert usage["shared"] <= SHARED_BYTES, usage
+        assert usage["shared"] <= KERNEL_SHARED_BYTES, usage
         on_tensor_cores = usage["fast_products"] + usage["slow_products"] > 0
         assert on_tensor_cores == (usage["name"] != "regroup_kernel"), usage
 
@@ -54,11 +54,11 @@ def test_every_kernel_compiles_and_fits_a_multiprocessor():
 def test_what_is_chosen_is_tensor_core_code_that_fits_a_multiprocessor():
     pairs = [(problem, choose(problem)) for problem in PROBLEMS]
     too_large, *found = compiled("spectral", TOO_LARGE, *pairs)
-    assert too_large["shared"] > SHARED_BYTES
+    assert too_large["shared"] > KERNEL_SHARED_BYTES
     assert not fits(*TOO_LARGE)
     for (problem, config), usage in zip(pairs, found, strict=True):
         assert (usage["name"], usage["constants"]["PRECISION"]) == (f"{problem.kernel}_kernel", problem.precision)
-        assert usage["shared"] <= shared_bytes(problem, config) <= SHARED_BYTES, problem
+        assert usage["shared"] <= shared_bytes(problem, config) <= KERNEL_SHARED_BYTES, problem
         assert usage["fast_products"] > 0, problem
         assert usage["slow_products"] == 0, problem
         assert usage["spilled"] <= 64, problem
@@ -69,7 +69,7 @@ def test_large_linear_layers_stream_their_inputs_and_store_several_numbers_at_a_
     assert {usage["name"] for usage in found} == {"product_kernel"}
     assert {usage["constants"]["BATCHED"] for usage in found} == {False, True}
     for usage in found:
-        assert usage["shared"] <= SHARED_BYTES, usage
+        assert usage["shared"] <= KERNEL_SHARED_BYTES, usage
         assert (usage["fast_products"] > 0) != usage["constants"]["BATCHED"], usage
         assert usage["async_copies"] > 0, usage  # inputs stream past the registers, 16 bytes at a time
         assert usage["stores"] <= 64, usage  # stores of several numbers
