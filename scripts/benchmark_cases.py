@@ -147,7 +147,9 @@ def _methods(work: Work) -> list[Method]:
     if work.kind == "fno":
         cost = _fno_cost(work)
         found = [Method(f"FNO{label}", THEIRS, fno, None, "high", "torch", bool(label)) for label in (", compiled", "")]
-        return found + [m for m in _ours(work, monarch_fno, cost, "FNO") if m.precision != "medium"]
+        found += [m for m in _ours(work, monarch_fno, cost, "FNO") if m.precision != "medium"]
+        # as users compile it: the operators, which keep less for the backward pass than plain torch under a compiler
+        return [*found, Method("MonarchFNO, operators, compiled", OURS, monarch_fno, cost, "high", "auto", True)]
     if work.kind == "linear":
         return _linear_methods(work)
     coils, ny, nx = work.sizes

@@ -44,3 +44,10 @@ def adjoint_mismatch(y: Tensor, mx: Tensor, x: Tensor, mhy: Tensor) -> float:
     """Computes ``|<Mx, y> - <x, M^H y>| / (||Mx|| ||y||)``, the products summed in double precision."""
     y, mx, x, mhy = (v.detach().to(torch.complex128).flatten() for v in (y, mx, x, mhy))
     return float((torch.vdot(mx, y) - torch.vdot(x, mhy)).abs() / (mx.norm() * y.norm()))
+
+
+def let_the_compiler_learn_torch() -> None:
+    """To be called before functions of torch are replaced: the compiler lists them once, by what they are then."""
+    from torch._dynamo import trace_rules
+
+    trace_rules.get_torch_obj_rule_map()

@@ -165,7 +165,7 @@ def test_network_compiles_whole():
     torch.testing.assert_close(compiled(x), net(x), rtol=1e-5, atol=1e-6)
 
 
-def test_a_compiled_network_keeps_less_than_twice_what_an_eager_one_keeps():
+def test_a_compiled_network_keeps_little_more_than_an_eager_one():
     """Hidden channels of the projection are not among it: the operator stays one while compiling."""
     torch._dynamo.reset()
     width, hidden = 5, 32
@@ -185,7 +185,7 @@ def test_a_compiled_network_keeps_less_than_twice_what_an_eager_one_keeps():
     compiled(x)
     sizes = kept(compiled)
     assert 3 * hidden * 256 not in sizes
-    assert sum(sizes) < 2 * sum(kept(net))
+    assert sum(sizes) < 1.2 * sum(kept(net))
 
 
 def test_transforms_of_torch_func_see_through_the_network():

@@ -93,10 +93,12 @@ def transformed() -> bool:
 def plain_wanted() -> bool:
     """Whether the caller is to see plain torch.
 
-    Under :func:`transformed`; and while compiling, unless the kernels are asked for: an exported program runs without
-    this package, and a compiler fuses what it can see. An operator it cannot.
+    Under :func:`transformed`; while exporting, because an exported program runs without this package; and while
+    compiling if plain torch is asked for: the compiler then fuses all that it sees, and keeps more for the backward
+    pass than the operators do.
     """
-    return transformed() or (torch.compiler.is_compiling() and backend() != "triton")
+    compiled = torch.compiler.is_compiling() and backend() == "torch"
+    return transformed() or torch.compiler.is_exporting() or compiled
 
 
 def autocast(x: Tensor) -> Tensor:

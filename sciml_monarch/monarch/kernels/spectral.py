@@ -77,15 +77,22 @@ def spectral_synthesis(
     skip = None if skip is None else skip.to(modes.dtype)
     gelu = activation == "gelu"
     if plain_wanted():
-        out = products.synthesis(modes, [matrix.to(modes.dtype) for matrix in matrices])
-        # the bias in its own precision: half precision would overflow in the sum that is its gradient
-        out = out if bias is None else (out + bias.view(-1, *(1,) * len(grid))).to(out.dtype)
-        out = out if skip is None else out + skip
-        return (apply_gelu(out), out) if gelu else (out, None)
+        return _end(products.synthesis(modes, [matrix.to(modes.dtype) for matrix in matrices]), skip, bias, gelu)
     if _undifferentiated():
         return _plain_synthesis(modes, [matrix.to(modes.dtype) for matrix in matrices], skip, bias, gelu)
+    if torch.compiler.is_compiling() and backend() != "triton":  # the compiler fuses the end of the layer
+        out, _ = _synthesis(modes, list(matrices), False, None, None, False, False)
+        return _end(out, skip, bias, gelu)
     out, before = _synthesis(modes, list(matrices), False, skip, bias, gelu, backend() == "triton")
     return out, before if gelu else None
+
+
+def _end(out: Tensor, skip: Tensor | None, bias: Tensor | None, gelu: bool) -> tuple[Tensor, Tensor | None]:
+    """The end of a layer, where it is differentiated or fused by others."""
+    # the bias in its own precision: half precision would overflow in the sum that is its gradient
+    out = out if bias is None else (out + bias.view(-1, *(1,) * (out.ndim - 2))).to(out.dtype)
+    out = out if skip is None else out + skip
+    return (apply_gelu(out), out) if gelu else (out, None)
 
 
 @torch.library.custom_op("sciml_monarch::spectral_analysis", mutates_args=())
