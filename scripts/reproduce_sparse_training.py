@@ -23,7 +23,9 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 from json_lines import read_rows
-from reproduce_sparse_job import CONFIGS, ROW, Job, folder_name, read_config, train_job
+from reproduce_runner import run_jobs, slots
+from reproduce_sparse_job import CONFIGS, ROW, Job, folder_name, train_job
+from reproduce_training import check_settings, read_config
 
 from sciml_monarch.cli import guarded
 from sciml_monarch.errors import InputError
@@ -125,17 +127,6 @@ def waiting(
     return found
 
 
-def check_settings(what: str, stored: list[str], given: list[str]) -> None:
-    """Refuses what was trained with another ``--set``.
-
-    Raises:
-        InputError: So it was.
-    """
-    if stored != given:
-        had, now = (" ".join(settings) or "nothing" for settings in (stored, given))
-        raise InputError(f"{what} was trained with --set {had}, not {now}; give the same, or another --out")
-
-
 def _work(job: Job, out: Path, settings: list[str], device: int | None, deadline: float) -> None:
     if device is None:
         torch.set_num_threads(1)
@@ -162,57 +153,19 @@ def train(arguments: argparse.Namespace) -> None:
     ensure_data(names, arguments.set)
     with replacing(stored) as temporary:
         temporary.write_text(json.dumps(arguments.set))
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if arguments.devices is not None:
-        n_gpus = min(n_gpus, arguments.devices)
-    free: list[int | None] = list(range(n_gpus)) or [None]
-    context = mp.get_context("spawn")
-    running: dict[str, tuple[Any, Job, int | None]] = {}
-    failed: set[str] = set()
-    paused: set[str] = set()
-    deadline = time.time() + start + arguments.time_limit - time.monotonic()
-    is_late = False
-    try:
-        while True:
-            for key, (process, _, device) in list(running.items()):
-                if process.is_alive():
-                    continue
-                process.join()
-                del running[key]
-                free.append(device)
-                if not (out / key / ROW).is_file() and process.exitcode == 0:
-                    paused.add(key)
-                    print(f"{key}: stopped before the time is up; run again to go on", flush=True)
-                elif not (out / key / ROW).is_file():
-                    failed.add(key)
-                    print(f"{key}: stopped with exit status {process.exitcode}", flush=True)
-                else:
-                    print(f"{key}: finished after {time.monotonic() - start:.0f} s", flush=True)
-                    write_rows(out)
-            jobs = plan(names, arguments.budgets, arguments.epochs, arguments.seed, finished(out), arguments.set)
-            jobs = [job for job in jobs if job.folder not in {*running, *failed, *paused}]
-            while free and jobs:
-                job, device = jobs.pop(0), free.pop(0)
-                process = context.Process(target=_work, args=(job, out, arguments.set, device, deadline))
-                process.start()
-                running[job.folder] = (process, job, device)
-            if not running:
-                break
-            if time.monotonic() - start > arguments.time_limit:
-                print(f"time is up; run again for {', '.join(running)} and what follows", flush=True)
-                is_late = True
-                break
-            time.sleep(arguments.poll)
-    finally:
-        for process, _, _ in running.values():
-            process.terminate()
-        for process, _, _ in running.values():
-            process.join(60)
-            if process.is_alive():
-                process.kill()
-        write_rows(out)
-    missing = [f"{key} failed" for key in sorted(failed)]
-    if DENSE not in names or not (is_late or paused):
+    outcome = run_jobs(
+        lambda: plan(names, arguments.budgets, arguments.epochs, arguments.seed, finished(out), arguments.set),
+        _work,
+        lambda job, device, deadline: (job, out, arguments.set, device, deadline),
+        lambda job: (out / job.folder / ROW).is_file(),
+        slots(arguments.devices),
+        mp.get_context("spawn"),
+        start + arguments.time_limit,
+        collect=lambda: write_rows(out),
+        poll=arguments.poll,
+    )
+    missing = outcome.errors()
+    if DENSE not in names or not (outcome.is_late or outcome.paused):
         missing += waiting(names, arguments.budgets, arguments.epochs, arguments.seed, finished(out))
     if missing:
         raise InputError("; ".join(missing))

@@ -1,6 +1,5 @@
 """The protocol of the sparse-training tables: what is trained when, for how long, and what the tables say of it."""
 
-import importlib.util
 import json
 import sys
 from argparse import Namespace
@@ -14,25 +13,13 @@ from sciml_monarch import InputError, load
 from sciml_monarch.monarch import MonarchLinear
 from sciml_monarch.monarch.convert import sparsify
 from sciml_monarch.pde import n_parameters
+from tests.programs import Inline, script
 
 TINY = [
     "data.init_args={n_train: 6, n_val: 2, n_test: 2, n_history: 3, n_steps: 2, batch_size: 2}",
     "model.init_args.net.init_args={in_channels: 3, width: 32, n_layers: 1, n_heads: 2}",
     "trainer.precision=32",
 ]
-
-
-def script(name):
-    scripts = Path(__file__).parents[1] / "scripts"
-    spec = importlib.util.spec_from_file_location(name, scripts / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    sys.path.insert(0, str(scripts))  # the program's other half lies beside it
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(scripts))
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +219,7 @@ def test_phases_leave_out_epochs_that_capture(job):
 
 @pytest.mark.slow
 def test_all_three_ways_are_trained_and_go_on_where_they_stopped(program, vorticity_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(program.mp, "get_context", lambda kind: _Inline())
+    monkeypatch.setattr(program.mp, "get_context", lambda kind: Inline())
     arguments = Namespace(
         out=tmp_path / "runs",
         rows=["dense"],
@@ -287,7 +274,7 @@ def test_all_three_ways_are_trained_and_go_on_where_they_stopped(program, vortic
 def test_a_training_stops_before_the_time_is_up_and_failures_are_named(
     program, job, vorticity_folder, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(program.mp, "get_context", lambda kind: _Inline())
+    monkeypatch.setattr(program.mp, "get_context", lambda kind: Inline())
     options = {"out": tmp_path, "rows": ["dense", "dense_continued"], "budgets": ["epochs"], "epochs": 3, "seed": 0}
     settings = [*TINY, f"data.init_args.path={vorticity_folder}"]
     arguments = Namespace(**options, devices=None, time_limit=60.0, set=settings, poll=0.0)
@@ -498,27 +485,3 @@ def test_tables_of_texts_do_not_mix(text):
     assert len(tables) == 4
     assert all(part.count("not measured yet") == 3 for part in tables)
     assert "| dense | 10 | 100.0 | 1 | 1.0000 | 2.0000 | 32.00 | 2 | 2.0000 | 32.00 |" in tables[0]
-
-
-class _Inline:
-    """Stands for multiprocessing's context: processes run when they are started."""
-
-    def Process(self, target, args):
-        class Process:
-            exitcode = 0
-
-            def start(self):
-                with pytest.raises(SystemExit) as stopped:
-                    target(*args)
-                self.exitcode = stopped.value.code
-
-            def is_alive(self):
-                return False
-
-            def join(self, timeout=None):
-                pass
-
-            def terminate(self):
-                pass
-
-        return Process()

@@ -1,0 +1,45 @@
+"""The programs of scripts/ in the tests' process."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def script(name):
+    """Imports a program as a module."""
+    scripts = Path(__file__).parents[1] / "scripts"
+    spec = importlib.util.spec_from_file_location(name, scripts / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(scripts))  # the program's other half lies beside it
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(scripts))
+    return module
+
+
+class Inline:
+    """Stands for multiprocessing's context: processes run when they are started."""
+
+    def Process(self, target, args):
+        class Process:
+            exitcode = 0
+
+            def start(self):
+                with pytest.raises(SystemExit) as stopped:
+                    target(*args)
+                self.exitcode = stopped.value.code
+
+            def is_alive(self):
+                return False
+
+            def join(self, timeout=None):
+                pass
+
+            def terminate(self):
+                pass
+
+        return Process()
