@@ -166,6 +166,8 @@ def tune(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Trains and tests, with the learning rates that ``tune`` found where they are given."""
+    if arguments.rates and not arguments.rates.is_file():
+        raise SystemExit(f"{arguments.rates} is not there; tune first")
     rates = chosen_rates(arguments.rates, arguments.n_steps) if arguments.rates else {}
     todo = []
     for table in arguments.table:

@@ -3,8 +3,8 @@
 The formulas are those of :mod:`~sciml_monarch.monarch.kernels.spectral_reference`. Complex values lie as planes, real
 and imaginary part one after the other, in front of everything else: ``(plane, modes so far, b, c, axes left)``. The
 axis to transform is then always the last one, one product transforms it, and what it writes begins with the new modes:
-nothing is permuted between the axes, and no number of modes spoils the alignment that GPUs need for fast products (a
-result of 66 columns takes them twice as long as one of 72).
+nothing is permuted between the axes, and no number of modes spoils the alignment that GPUs need for fast products
+(rows of 66 numbers do not begin at multiples of 16 bytes).
 """
 
 from collections.abc import Callable, Sequence
