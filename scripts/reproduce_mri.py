@@ -29,7 +29,6 @@ from reproduce_mri_protocol import (
     CELLS,
     RATES,
     REAL_TABLE,
-    SLOWEST,
     Cell,
     build,
     cells,
@@ -41,6 +40,7 @@ from reproduce_mri_protocol import (
     scores_of,
     split,
     tests_of,
+    tuned_table,
     tuning_cells,
 )
 
@@ -151,6 +151,15 @@ def chosen_rates(file: Path, n_steps: int | None = None) -> dict[tuple[str, str,
     return {key: rate for key, (_, rate) in best.items()}
 
 
+def seconds_a_step(file: Path) -> dict[tuple[str, str], float]:
+    """The longest time that a step took while learning rates were tried, by table and network."""
+    found: dict[tuple[str, str], float] = {}
+    for row in read_rows(file):
+        key = row["table"], row["network"]
+        found[key] = max(found.get(key, 0.0), row["train_seconds"] / row["n_steps"])
+    return found
+
+
 def tune(arguments: argparse.Namespace) -> None:
     """Tries the learning rates; looks at validation slices only."""
     _run(
@@ -169,19 +178,24 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.rates and not arguments.rates.is_file():
         raise SystemExit(f"{arguments.rates} is not there; tune first")
     rates = chosen_rates(arguments.rates, arguments.n_steps) if arguments.rates else {}
+    seconds = seconds_a_step(arguments.rates) if arguments.rates else {}
     todo = []
     for table in arguments.table:
         for cell in cells(table):
             if arguments.only and cell.network not in arguments.only:
                 continue
-            rate = rates.get(("unrolled" if table == "real" else table, cell.network, cell.head))
+            rate = rates.get((tuned_table(table), cell.network, cell.head))
             if arguments.rates and rate is None:
                 raise SystemExit(
                     f"{arguments.rates} has no learning rate for {cell.network} of {cell.table}; tune first"
                 )
             todo.append(Job(cell, recipe_of(cell, rate, arguments.n_steps), True))
+
+    def duration(job: Job) -> float:
+        return job.recipe.n_steps * seconds.get((tuned_table(job.cell.table), job.cell.network), 1.0)
+
     # the longest first: no worker is left alone with one of them at the end
-    _run(sorted(todo, key=lambda job: (job.cell.network != SLOWEST, -job.recipe.n_steps)), arguments)
+    _run(sorted(todo, key=duration, reverse=True), arguments)
 
 
 def _run(todo: list[Job], arguments: argparse.Namespace) -> None:
