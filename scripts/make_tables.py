@@ -55,11 +55,24 @@ def speed() -> str:
     return "\n".join(lines)
 
 
+def inverse_ffts() -> str:
+    """One layer of neuraloperator on a GPU against itself on a CPU."""
+    content = json.loads((ROOT / "results/inverse_ffts_h200.json").read_text())
+    return "\n".join(
+        [
+            f"| points along an axis | one layer of neuraloperator, {content['device']} against CPU |",
+            "|---|---|",
+            *(f"| {row['grid']} | {row['layer, device']:.1e} |" for row in content["rows"]),
+        ]
+    )
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"accuracy": accuracy, "speed": speed},
     "results/README.md": {
         "mri_time_cpu": partial(mri.time_and_memory, "benchmark_mri_cpu.json"),
         "speed_cpu": partial(fast.works, "benchmark_cpu.json"),
+        "inverse_ffts": inverse_ffts,
     },
     "docs/guide/speed.md": {"sweep_cpu": partial(fast.sweep, "benchmark_cpu.json")},
     "results/mri_few_slices/README.md": {

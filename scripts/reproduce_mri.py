@@ -115,6 +115,8 @@ def train_cell(
 
 def _worker(jobs: Any, rows: Any, file: Path, device: str, keep: Path | None) -> None:
     torch.set_num_threads(1)
+    if device != "cpu":
+        torch.cuda.set_device(device)  # or all workers open the first GPU too, which serves no more than 48 processes
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # for every network alike
     heads, real = torch.load(file, weights_only=False, mmap=True)  # one copy for all workers
     while (job := jobs.get()) is not None:
