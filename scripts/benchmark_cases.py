@@ -18,6 +18,7 @@ from benchmark_jobs import (
     monarch_conv,
     monarch_fno,
     monarch_linear,
+    multiplied_out,
     neuralop_conv,
     transform,
 )
@@ -83,6 +84,10 @@ def works(on_gpu: bool, quick: bool) -> list[Work]:
             for sizes, target in LINEAR
             for graph in (False, True)
         ),
+        *(
+            Work("linear", (tokens, *sizes, blocks), backward=True, graph=True, dtype=HALF)
+            for tokens, sizes, blocks in OTHER_LINEAR
+        ),
         *(Work("transform", (15, *s), b) for s in ((320, 320), (640, 372)) for b in (False, True)),
         *(Work("transform", (15, *s), graph=True) for s in ((320, 320), (640, 372))),
         *(
@@ -95,6 +100,12 @@ def works(on_gpu: bool, quick: bool) -> list[Work]:
 
 
 LINEAR = ((1024, 1024, 4), "1.5x"), ((768, 3072, 4), "1.5x"), ((4096, 4096, 4), "1.8x"), ((4096, 4096, 64), "5x")
+# by these `auto` chooses: blocks, sizes, fewer tokens
+OTHER_LINEAR = (
+    *((16384, sizes, 4) for sizes in ((768, 768), (3072, 768), (1024, 4096), (4096, 1024))),
+    *((16384, sizes, 16) for sizes in ((1024, 1024), (768, 3072), (1024, 4096), (4096, 4096))),
+    *((2048, sizes, 4) for sizes in ((1024, 1024), (1024, 4096), (4096, 4096))),
+)
 CPU_SPECTRAL = ((4, 32, 64, 4), (4, 32, 64, 12), (2, 32, 128, 12), (1, 32, 256, 16), (1, 32, 256, 32))
 
 
@@ -243,4 +254,5 @@ def _linear_methods(work: Work) -> list[Method]:
         Method("F.linear", TORCH, dense_linear, dense),
         Method("F.linear, compiled", TORCH, dense_linear, dense, compiled=True),
     ]
-    return found + _ours(work, monarch_linear, cost(layer.w1.numel() + layer.w2.numel()))
+    found += _ours(work, monarch_linear, cost(layer.w1.numel() + layer.w2.numel()))
+    return [*found, Method("Monarch, multiplied out", OURS, multiplied_out, dense)]

@@ -278,6 +278,18 @@ def monarch_linear(work: Work, device: torch.device, dtype: torch.dtype, compile
     return _differentiated(work, layer, _tokens(work, device, dtype), [layer.w1, layer.w2], compiled)
 
 
+def multiplied_out(work: Work, device: torch.device, dtype: torch.dtype, compiled: bool) -> Job:
+    """The layer as one dense product, its matrix made of the factors at every call."""
+    torch.manual_seed(0)
+    layer = MonarchLinear(work.sizes[1], work.sizes[2], bias=False, blocks=work.sizes[3])
+    layer = layer.to(device, work.dtype).to(dtype)
+
+    def call(x: Tensor) -> Tensor:
+        return nn.functional.linear(x, layer.weight)
+
+    return _differentiated(work, call, _tokens(work, device, dtype), [layer.w1, layer.w2], compiled)
+
+
 # Transforms of MRI
 
 

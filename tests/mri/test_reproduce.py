@@ -177,6 +177,23 @@ def test_rates_of_other_numbers_of_steps_do_not_count(program, protocol, tmp_pat
     assert program.chosen_rates(file, 2) == {key: 3e-3}
 
 
+def test_the_longest_trainings_come_first(program, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(program, "_run", lambda todo, arguments: started.extend(todo))
+    rates = tmp_path / "rates.jsonl"
+    seconds = {"density compensation": 3.0, "MonarchSENSE": 9.0, "U-Net": 1.0}
+    rows = [
+        {"table": "linear", "network": name, "head": head, "mask": "poisson", "acceleration": 3, "n_slices": 2}
+        | {"n_steps": 300, "learning_rate": 1e-3, "validation_psnr": 1.0, "train_seconds": seconds[name] - head}
+        for name in seconds
+        for head in range(3)
+    ]
+    rates.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    program.train(Namespace(rates=rates, n_steps=None, table=["linear"], only=None))
+    order = list(dict.fromkeys(job.cell.network for job in started))
+    assert order == sorted(seconds, key=seconds.__getitem__, reverse=True)
+
+
 def test_rows_of_what_does_not_learn_say_where_they_come_from(program, arguments, monkeypatch):
     classical = sys.modules["reproduce_mri_classical"]
     arguments.only = ["zero-filled SENSE"]
