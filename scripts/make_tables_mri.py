@@ -2,15 +2,17 @@
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from json_lines import read_rows
+from reproduce_mri_protocol import CELLS, cells, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "results/mri_few_slices"
-CLASSICAL = ("zero-filled SENSE", "CG-SENSE", "L1-wavelet", "MonarchISTA, untrained")
+MASKS, SLICES, N_HEADS = ("equispaced", "poisson"), (1, 2, 5, 20, 100), 3
+UNTRAINED = "MonarchISTA, untrained"
+CLASSICAL = ("zero-filled SENSE", "CG-SENSE", "L1-wavelet", UNTRAINED)
 UNROLLED = (
     "VarNet",
     "VarNet, zero start",
@@ -22,9 +24,12 @@ UNROLLED = (
     "MonarchISTA",
     "MonarchISTA, growing",
 )
+OURS = "MonarchISTA, growing"  # the one recipe that is compared
+BASELINES = (*CLASSICAL[:3], *UNROLLED[:4])
 LINEAR = ("density compensation", "U-Net", "MonarchSENSE")
-MISSING = "not yet"
+NOT_YET, NOT_PLANNED = "not yet", "–"
 NOTHING = "Not measured yet."
+PLANNED = {(c.network, c.mask, c.acceleration, c.n_slices) for table in CELLS for c in cells(table)}
 Row = dict[str, Any]
 
 
@@ -34,33 +39,81 @@ def rows_of(*tables: str) -> list[Row]:
     return [row for row in rows if row["table"] in tables or not row["n_slices"]]
 
 
-def _mean(rows: Sequence[Row], test: str, digits: int = 1) -> str:
+class Column(NamedTuple):
+    """What a column shows.
+
+    Attributes:
+        mask: Kind of the mask of the training.
+        acceleration: Its acceleration.
+        n_slices: Trained on; what does not learn is the same for any number.
+        test: Name of the test.
+    """
+
+    mask: str
+    acceleration: int
+    n_slices: int
+    test: str
+
+
+def _by_head(rows: list[Row], name: str, column: Column) -> dict[int, float]:
+    """PSNR of a method in a column, by the head that was tested on."""
+    return {
+        row["head"]: row["scores"][column.test]["psnr"]
+        for row in rows
+        if row["network"] == name
+        and (row["mask"], row["acceleration"]) == column[:2]
+        and row["n_slices"] in (0, column.n_slices)
+        and column.test in row["scores"]
+    }
+
+
+def _cell(rows: list[Row], name: str, column: Column) -> str:
     """Mean and standard error of the PSNR over the runs, each on a head of its own."""
-    by_head = {row["head"]: row["scores"][test]["psnr"] for row in rows if test in row["scores"]}
-    if len(by_head) < 3:
-        return MISSING
-    error = statistics.stdev(by_head.values()) / len(by_head) ** 0.5
-    return f"{statistics.mean(by_head.values()):.{digits}f} ± {error:.{digits}f}"
+    found = _by_head(rows, name, column).values()
+    if len(found) == N_HEADS:
+        return f"{statistics.mean(found):.1f} ± {statistics.stdev(found) / N_HEADS**0.5:.1f}"
+    planned = name in CLASSICAL or (name, *column[:3]) in PLANNED
+    return NOT_YET if planned else NOT_PLANNED
 
 
-def _table(
-    rows: list[Row], names: Sequence[str], titles: Sequence[str], columns: Sequence[tuple[Callable[[Row], bool], str]]
-) -> str:
-    """A line for each method, a column for each condition on rows and the test that it shows."""
-    lines = [f"| method | parameters | {' | '.join(titles)} |", "|---|---|" + "---|" * len(titles)]
+def _table(rows: list[Row], names: Sequence[str], columns: dict[str, Column]) -> str:
+    """A line for each method that has rows, a column for each title."""
+    lines = [f"| method | parameters | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
     for name in names:
         own = [row for row in rows if row["network"] == name]
         if not own:
             continue
         count = next((f"{row['n_parameters']:,}" for row in own if row.get("n_parameters")), "")
-        cells = [_mean([row for row in own if condition(row)], test) for condition, test in columns]
+        cells = [_cell(own, name, column) for column in columns.values()]
         lines.append(f"| {name} | {count} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _is(mask: str, acceleration: int, n_slices: int) -> Callable[[Row], bool]:
-    """Whether a row is of a cell; methods that do not learn are the same for any number of slices."""
-    return lambda row: (row["mask"], row["acceleration"]) == (mask, acceleration) and row["n_slices"] in (0, n_slices)
+def margins(test: str) -> str:
+    """Of the one recipe over tuned L1-wavelet, over the best of all baselines, and over its untrained start.
+
+    Mean of the differences on the same head, and in brackets the least of them.
+    """
+    rows = rows_of("unrolled")
+    lines = [
+        "| mask | training slices | over L1-wavelet | over the best baseline | which | over its untrained start |",
+        "|---|---|---|---|---|---|",
+    ]
+    for mask, acceleration, n in ((m, r, n) for m in MASKS for r in (4, 8) for n in SLICES):
+        column = Column(mask, acceleration, n, test)
+        found = {name: _by_head(rows, name, column) for name in (OURS, *BASELINES, UNTRAINED)}
+        whole = {name: scores for name, scores in found.items() if len(scores) == N_HEADS}
+        best = max((name for name in BASELINES if name in whole), key=lambda name: sum(whole[name].values()))
+        cells = [_difference(whole.get(OURS), whole.get(name)) for name in ("L1-wavelet", best, UNTRAINED)]
+        lines.append(f"| {mask} {acceleration}x | {n} | {cells[0]} | {cells[1]} | {best} | {cells[2]} |")
+    return "\n".join(lines)
+
+
+def _difference(ours: dict[int, float] | None, theirs: dict[int, float] | None) -> str:
+    if ours is None or theirs is None:
+        return NOT_YET
+    by_head = [ours[head] - theirs[head] for head in ours]
+    return f"{statistics.mean(by_head):+.1f} ({min(by_head):+.1f})"
 
 
 def linear(test: str) -> str:
@@ -68,17 +121,14 @@ def linear(test: str) -> str:
     rows = rows_of("linear")
     if not any(row["network"] in LINEAR for row in rows):
         return NOTHING
-    numbers = [(r, n) for r in (2, 3, 4) for n in (1, 2, 3, 5)]
-    titles = [f"{r}x, {n}" for r, n in numbers]
-    return _table(rows, (*CLASSICAL[:2], *LINEAR), titles, [(_is("poisson", r, n), test) for r, n in numbers])
+    columns = {f"{r}x, {n}": Column("poisson", r, n, test) for r in (2, 3, 4) for n in (1, 2, 3, 5)}
+    return _table(rows, (*CLASSICAL[:2], *LINEAR), columns)
 
 
 def unrolled(mask: str, test: str) -> str:
     """Few slices, unrolled networks, of one kind of mask."""
-    rows = rows_of("unrolled")
-    numbers = [(r, n) for r in (4, 8) for n in (1, 2, 5, 20, 100)]
-    titles = [f"{r}x, {n}" for r, n in numbers]
-    return _table(rows, (*CLASSICAL, *UNROLLED), titles, [(_is(mask, r, n), test) for r, n in numbers])
+    columns = {f"{r}x, {n}": Column(mask, r, n, test) for r in (4, 8) for n in SLICES}
+    return _table(rows_of("unrolled"), (*CLASSICAL, *UNROLLED), columns)
 
 
 def real(scan: str) -> str:
@@ -86,10 +136,8 @@ def real(scan: str) -> str:
     rows = rows_of("unrolled", "real")
     if not any(row["network"] in UNROLLED and row["n_slices"] == 100 and scan in row["scores"] for row in rows):
         return NOTHING
-    numbers = [(mask, r) for mask in ("equispaced", "poisson") for r in (2, 4, 8)]
-    titles = [f"{mask} {r}x" for mask, r in numbers]
-    names = (*CLASSICAL, "MoDL", "VarNet on images", "MonarchISTA", "MonarchISTA, growing")
-    return _table(rows, names, titles, [(_is(mask, r, 100), scan) for mask, r in numbers])
+    names = (*CLASSICAL, "MoDL", "VarNet on images", "MonarchISTA", OURS)
+    return _table(rows, names, {f"{mask} {r}x": Column(mask, r, 100, scan) for mask in MASKS for r in (2, 4, 8)})
 
 
 def time_and_memory(file: str) -> str:
