@@ -16,6 +16,8 @@ from sciml_monarch.errors import InputError
 from sciml_monarch.monarch import MonarchTransform
 from sciml_monarch.monarch.kernels.spectral import spectral_analysis, spectral_synthesis
 from sciml_monarch.monarch.kernels.spectral_layout import Activation
+from sciml_monarch.monarch.kernels.spectral_mixing import spectral_mixing
+from sciml_monarch.monarch.thin import ThinMatrices, Wanted
 from sciml_monarch.pde.resample import resampling_matrix
 
 
@@ -35,42 +37,35 @@ def kept_frequencies(n_modes: tuple[int, ...]) -> list[Tensor]:
     return [*leading, torch.arange(n_modes[-1] // 2 + 1)]
 
 
-def analysis_real(re: Tensor, im: Tensor) -> Tensor:
-    """Planes ``(K, n)`` of the thin analysis matrix of a real axis as one matrix ``(2 K, n)``: rows (plane, mode)."""
-    return torch.cat([re, im])
+def _wanted(frequencies: Sequence[Tensor], grid: Sequence[int]) -> list[Wanted]:
+    """Rows of each axis' analysis, then columns of each synthesis: of the last axis' those that give the real part."""
+    *leading, last = frequencies
+    index = [f % n for f, n in zip(frequencies, grid, strict=True)]
+    both = [torch.ones(2, len(f)) for f in leading]
+    # the field is real: frequencies that are their own conjugate (DC, Nyquist) count once, the others twice
+    times = torch.where((last == 0) | (2 * last == grid[-1]), 1.0, 2.0)
+    scales = [*both, torch.ones(2, len(last))], [*both, torch.stack([times, -times])]
+    return [
+        Wanted(n, i, columns, scale)
+        for columns, scales_of_axes in zip((False, True), scales, strict=True)
+        for n, i, scale in zip(grid, index, scales_of_axes, strict=True)
+    ]
 
 
-def synthesis_real(re: Tensor, im: Tensor, multiplicity: Tensor) -> Tensor:
-    """Planes ``(n, K)`` of a thin synthesis matrix as the ``(n, 2 K)`` that gives the real part of the sum.
+def in_mixing_order(weight: Tensor) -> Tensor:
+    """The same weights ``(i, o, *modes, 2)``, as ``(*modes, i, 2, o)`` in memory.
 
-    Args:
-        re: Real plane.
-        im: Imaginary plane.
-        multiplicity: ``(K,)``; 1 for frequencies that are their own conjugate (DC, Nyquist), 2 for the others.
+    :func:`mixing_matrices` is then a view: neither the weights nor their gradients are copied at every step.
     """
-    return torch.cat([re * multiplicity, -im * multiplicity], 1)
+    order = (*range(2, weight.ndim - 1), 0, weight.ndim - 1, 1)
+    back = sorted(range(weight.ndim), key=order.__getitem__)
+    return weight.permute(order).contiguous().permute(back)
 
 
 def mixing_matrices(weight: Tensor) -> Tensor:
-    """Mode weights ``(i, o, *modes, 2)`` in the order of :func:`mixed`, ``(F, i, 2 o)``: columns (plane, output)."""
+    """Mode weights ``(i, o, *modes, 2)`` as ``(F, i, 2 o)``: columns (plane, output)."""
     i, o = weight.shape[:2]
     return weight.reshape(i, o, -1, 2).permute(2, 0, 3, 1).reshape(-1, i, 2 * o)
-
-
-def mixed(modes: Tensor, matrices: Tensor) -> Tensor:
-    """Mixes the channels of every mode: complex products in real arithmetic that read each weight once.
-
-    Args:
-        modes: ``(F, 2, b, i)``, real and imaginary part.
-        matrices: Of :func:`mixing_matrices`.
-
-    Returns:
-        ``(F, 2, b, o)``.
-    """
-    n_modes, _, batch, i = modes.shape
-    terms = torch.bmm(modes.reshape(n_modes, 2 * batch, i), matrices).view(n_modes, 2, batch, 2, matrices.shape[2] // 2)
-    (by_real, by_imaginary), (turned_by_real, turned_by_imaginary) = terms.permute(1, 3, 0, 2, 4)
-    return torch.stack([by_real - turned_by_imaginary, by_imaginary + turned_by_real], 1)
 
 
 def spectral_conv(
@@ -97,13 +92,8 @@ def spectral_conv(
     """
     d = len(matrices) // 2
     modes = spectral_analysis(x, matrices[:d], source)  # (F, 2, b, i)
-    modes = mixed(modes, matrices[d].to(modes.dtype))  # (F, 2, b, o)
+    modes = spectral_mixing(modes, matrices[d].to(modes.dtype))  # (F, 2, b, o)
     return spectral_synthesis(modes, matrices[d + 1 :], skip, bias, activation)
-
-
-def _planes(planes: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor]:
-    real, imaginary = planes
-    return real, torch.zeros_like(real) if imaginary is None else imaginary
 
 
 class MonarchSpectralConv(nn.Module):
@@ -136,7 +126,6 @@ class MonarchSpectralConv(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.multiplicity: Tensor
         self.n_modes, self.grid = tuple(n_modes), tuple(grid)
         if len(self.n_modes) != len(self.grid):
             raise InputError(f"n_modes {self.n_modes} and grid {self.grid} must have one entry an axis each")
@@ -155,13 +144,11 @@ class MonarchSpectralConv(nn.Module):
         )
         std = (2 / (in_channels + out_channels)) ** 0.5  # of a complex weight, as in neuraloperator
         shape = (in_channels, out_channels, *map(len, frequencies), 2)
-        self.weight = nn.Parameter(torch.randn(shape) * (std / 2**0.5))
+        self.weight = nn.Parameter(in_mixing_order(torch.randn(shape) * (std / 2**0.5)))
         self.bias = nn.Parameter(torch.randn(out_channels, *(1,) * len(self.grid)) * std) if bias else None
-        for axis, (f, n) in enumerate(zip(frequencies, self.grid, strict=True)):
-            self.register_buffer(f"index{axis}", f % n, persistent=False)
-        last = frequencies[-1]
-        own_conjugate = (last == 0) | (2 * last == self.grid[-1])
-        self.register_buffer("multiplicity", torch.where(own_conjugate, 1.0, 2.0), persistent=False)
+        with torch.device("cpu"):  # numbers, whatever the layer is built on
+            wanted = _wanted(kept_frequencies(self.n_modes), self.grid)
+        self.thin = ThinMatrices(wanted)
 
     def prepare(self, grid: Sequence[int] | None = None) -> tuple[Tensor, ...]:
         """Multiplies the transforms out to the thin real matrices of one grid.
@@ -176,21 +163,15 @@ class MonarchSpectralConv(nn.Module):
         grid = self.grid if grid is None else tuple(grid)
         if len(grid) != len(self.grid):
             raise InputError(f"a network for fields of {len(self.grid)} axes cannot take a grid {grid}")
-        analysis, synthesis = [], []
+        thin = self.thin((*self.analysis, *self.synthesis))
+        analysis, synthesis = thin[: len(grid)], thin[len(grid) :]
+        analysis[-1], synthesis[-1] = analysis[-1].flatten(0, 1), synthesis[-1].flatten(0, 1)
+        # in memory columns lie as rows: so the products take them as they are, forward and backward
+        synthesis = [matrix.mT for matrix in synthesis]
         for axis, (n, n_new) in enumerate(zip(self.grid, grid, strict=True)):
-            index: Tensor = getattr(self, f"index{axis}")
-            thin = _planes(self.analysis[axis].thin_planes(index))  # (m, n) each
-            columns = _planes(self.synthesis[axis].thin_columns_planes(index))  # (n, m) each
             if n_new != n:
-                down, up = (resampling_matrix(*sizes).to(columns[0]) for sizes in ((n, n_new), (n_new, n)))
-                thin = thin[0] @ down, thin[1] @ down
-                columns = up @ columns[0], up @ columns[1]
-            if axis < len(grid) - 1:
-                analysis.append(torch.stack(thin))
-                synthesis.append(torch.stack(columns))
-            else:
-                analysis.append(analysis_real(*thin))
-                synthesis.append(synthesis_real(*columns, self.multiplicity))
+                down, up = (resampling_matrix(*sizes).to(thin[0]) for sizes in ((n, n_new), (n_new, n)))
+                analysis[axis], synthesis[axis] = analysis[axis] @ down, up @ synthesis[axis]
         return (*analysis, mixing_matrices(self.weight), *synthesis)
 
     def forward(

@@ -17,7 +17,7 @@ from torch.nn.functional import gelu as apply_gelu
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.kernels import spectral_products as products
 from sciml_monarch.monarch.kernels.backend import autocast, backend, plain_wanted, wants_triton
-from sciml_monarch.monarch.kernels.spectral_layout import Activation, sizes, transposed
+from sciml_monarch.monarch.kernels.spectral_layout import Activation, sizes
 
 
 def spectral_analysis(field: Tensor, matrices: Sequence[Tensor], source: Tensor | None = None) -> Tensor:
@@ -40,7 +40,7 @@ def spectral_analysis(field: Tensor, matrices: Sequence[Tensor], source: Tensor 
         raise InputError(f"matrices for a grid {grid} cannot take fields of shape {tuple(field.shape)}")
     field = autocast(field)
     if plain_wanted() or _undifferentiated():
-        return products.analysis(field, [matrix.to(field.dtype) for matrix in matrices])
+        return products.analysis(field, [matrix.to(field.dtype) for matrix in matrices], _plainly())
     source = None if source is None else autocast(source)
     return _analysis(field, list(matrices), False, source, backend() == "triton")
 
@@ -79,7 +79,7 @@ def spectral_synthesis(
     if plain_wanted():
         return _end(products.synthesis(modes, [matrix.to(modes.dtype) for matrix in matrices]), skip, bias, gelu)
     if _undifferentiated():
-        return _plain_synthesis(modes, [matrix.to(modes.dtype) for matrix in matrices], skip, bias, gelu)
+        return _plain_synthesis(modes, [matrix.to(modes.dtype) for matrix in matrices], False, skip, bias, gelu)
     if torch.compiler.is_compiling() and backend() != "triton":  # the compiler fuses the end of the layer
         out, _ = _synthesis(modes, list(matrices), False, None, None, False, False)
         return _end(out, skip, bias, gelu)
@@ -102,7 +102,7 @@ def _analysis(field: Tensor, matrices: Sequence[Tensor], adjoint: bool, source: 
         return _analysis_fake(field, matrices, adjoint, source, asked)
     with torch.autocast(field.device.type, enabled=False):
         cast = [matrix.to(field.dtype) for matrix in matrices]
-        return products.analysis(field, transposed(cast) if adjoint else cast, _by(field, asked)).contiguous()
+        return products.analysis(field, cast, _by(field, asked), adjoint)
 
 
 @_analysis.register_fake
@@ -110,7 +110,7 @@ def _analysis_fake(
     field: Tensor, matrices: Sequence[Tensor], adjoint: bool, source: Tensor | None, asked: bool
 ) -> Tensor:
     _, kept = sizes(matrices, points_first=adjoint)
-    return field.new_empty(prod(kept), 2, *field.shape[:2])
+    return field.new_empty(prod(kept), field.shape[0], 2, field.shape[1]).transpose(1, 2)
 
 
 @torch.library.custom_op("sciml_monarch::spectral_synthesis", mutates_args=())
@@ -127,20 +127,19 @@ def _synthesis(
         return _synthesis_fake(modes, matrices, adjoint, skip, bias, gelu, asked)
     with torch.autocast(modes.device.type, enabled=False):
         cast = [matrix.to(modes.dtype) for matrix in matrices]
-        given = transposed(cast) if adjoint else cast
         if wants_triton(modes, measured_faster=asked):
             from sciml_monarch.monarch.kernels import spectral_triton
 
-            out, kept = spectral_triton.synthesis(modes, given, skip, bias, gelu)
+            out, kept = spectral_triton.synthesis(modes, cast, adjoint, skip, bias, gelu)
         else:
-            out, kept = _plain_synthesis(modes, given, skip, bias, gelu)
+            out, kept = _plain_synthesis(modes, cast, adjoint, skip, bias, gelu)
         return out, modes.new_empty(0) if kept is None else kept
 
 
 def _plain_synthesis(
-    modes: Tensor, matrices: Sequence[Tensor], skip: Tensor | None, bias: Tensor | None, gelu: bool
+    modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, skip: Tensor | None, bias: Tensor | None, gelu: bool
 ) -> tuple[Tensor, Tensor | None]:
-    out = products.synthesis(modes, matrices)
+    out = products.synthesis(modes, matrices, adjoint=adjoint)
     if bias is not None:
         out += bias.to(out.dtype).view(-1, *(1,) * len(matrices))
     if skip is not None:
@@ -163,37 +162,65 @@ def _synthesis_fake(
     return out, torch.empty_like(out) if gelu else modes.new_empty(0)
 
 
-@torch.library.custom_op("sciml_monarch::spectral_matrix_gradients", mutates_args=())
-def _matrix_gradients(
-    field: Tensor, modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, activated: bool, asked: bool
+@torch.library.custom_op("sciml_monarch::spectral_gradients", mutates_args=())
+def _gradients(
+    field: Tensor,
+    modes: Tensor,
+    matrices: Sequence[Tensor],
+    adjoint: bool,
+    activated: bool,
+    of_field: bool,
+    of_modes: bool,
+    asked: bool,
 ) -> list[Tensor]:
-    """Gradients of ``<modes, analysis(field, matrices, adjoint)>``; of ``gelu(field)`` with ``activated``."""
+    """Gradients of ``<modes, analysis(field, matrices, adjoint)>``; of ``gelu(field)`` with ``activated``.
+
+    With respect to field and modes, empty where they are not asked for, and to the matrices.
+    """
     if field.numel() == 0:
-        return [torch.zeros_like(matrix) for matrix in matrices]
+        found = _gradients_fake(field, modes, matrices, adjoint, activated, of_field, of_modes, asked)
+        return [gradient.zero_() for gradient in found]
     with torch.autocast(field.device.type, enabled=False):
-        return _gradients_of_matrices(field, modes, matrices, adjoint, activated, _by(field, asked))
+        by = _by(field, asked)
+        found = _gradients_of_all(field, modes, matrices, adjoint, activated, by, of_field, of_modes)
+        both = [modes.new_empty(0) if gradient is None else gradient for gradient in (found.field, found.modes)]
+        return [*both, *found.matrices]
 
 
-def _gradients_of_matrices(
+def _gradients_of_all(
     field: Tensor,
     modes: Tensor,
     matrices: Sequence[Tensor],
     adjoint: bool,
     activated: bool,
     by: products.ThinProducts = products.TORCH,
-) -> list[Tensor]:
+    of_field: bool = False,
+    of_modes: bool = False,
+) -> products.Gradients:
     field = apply_gelu(field) if activated else field
     cast = [matrix.to(field.dtype) for matrix in matrices]
-    gradients = products.matrix_gradients(field, modes, transposed(cast) if adjoint else cast, by)
-    gradients = transposed(gradients) if adjoint else gradients
-    return [g.to(matrix.dtype) for g, matrix in zip(gradients, matrices, strict=True)]
+    found = products.gradients(field, modes, cast, by, adjoint, of_field, of_modes)
+    return found._replace(matrices=[g.to(m.dtype) for g, m in zip(found.matrices, matrices, strict=True)])
 
 
-@_matrix_gradients.register_fake
-def _matrix_gradients_fake(
-    field: Tensor, modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, activated: bool, asked: bool
+@_gradients.register_fake
+def _gradients_fake(
+    field: Tensor,
+    modes: Tensor,
+    matrices: Sequence[Tensor],
+    adjoint: bool,
+    activated: bool,
+    of_field: bool,
+    of_modes: bool,
+    asked: bool,
 ) -> list[Tensor]:
-    return [torch.empty_like(matrix, memory_format=torch.contiguous_format) for matrix in matrices]
+    transposed = [m.mT if adjoint else m for m in matrices]
+    empty = [torch.empty_like(m, memory_format=torch.contiguous_format) for m in transposed]
+    return [
+        field.new_empty(field.shape if of_field else 0),
+        _analysis_fake(field, matrices, adjoint, None, asked) if of_modes else modes.new_empty(0),
+        *(m.mT if adjoint else m for m in empty),
+    ]
 
 
 def _save_analysis(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -205,12 +232,19 @@ def _save_analysis(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _analysis_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     kept, *matrices = ctx.saved_tensors
-    by_field, by_matrices = None, _nothing(matrices)
-    if ctx.needs_input_grad[0]:
-        by_field, _ = _synthesis(gradient.contiguous(), matrices, not ctx.adjoint, None, None, False, ctx.asked)
-    if _any(ctx.needs_input_grad[1]):
-        by_matrices = _by_matrices(kept, gradient, matrices, ctx.adjoint, ctx.activated, ctx.asked)
-    return by_field, by_matrices, None, None, None
+    of_field, of_matrices = ctx.needs_input_grad[0], _any(ctx.needs_input_grad[1])
+    if of_matrices and not torch.is_grad_enabled():
+        by_field, _, *by_matrices = _gradients(
+            kept, gradient, matrices, ctx.adjoint, ctx.activated, of_field, False, ctx.asked
+        )
+        return by_field if of_field else None, by_matrices, None, None, None
+    by_field = None
+    if of_field:
+        by_field, _ = _synthesis(gradient, matrices, not ctx.adjoint, None, None, False, ctx.asked)
+    by_all = _nothing(matrices)
+    if of_matrices:
+        by_all = _differentiably(kept, gradient, matrices, ctx.adjoint, ctx.activated)
+    return by_field, by_all, None, None, None
 
 
 def _save_synthesis(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -224,6 +258,7 @@ def _save_synthesis(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
 def _synthesis_backward(ctx: Any, by_out: Tensor | None, by_before: Tensor | None) -> tuple[Any, ...]:
     modes, before, *matrices = ctx.saved_tensors
     by_modes, by_matrices, by_bias = None, _nothing(matrices), None
+    of_modes, of_matrices = ctx.needs_input_grad[0], _any(ctx.needs_input_grad[1])
     if by_out is None and by_before is None:
         return None, by_matrices, None, None, None, None, None
     if ctx.gelu:
@@ -233,24 +268,28 @@ def _synthesis_backward(ctx: Any, by_out: Tensor | None, by_before: Tensor | Non
     else:
         gradient = by_out
     assert gradient is not None
-    if ctx.needs_input_grad[0]:
-        by_modes = _analysis(gradient, matrices, not ctx.adjoint, None, ctx.asked)
-    if _any(ctx.needs_input_grad[1]):
-        by_matrices = _by_matrices(gradient, modes, matrices, not ctx.adjoint, False, ctx.asked)
+    if of_matrices and not torch.is_grad_enabled():
+        _, by_modes, *by_matrices = _gradients(
+            gradient, modes, matrices, not ctx.adjoint, False, False, of_modes, ctx.asked
+        )
+        by_modes = by_modes if of_modes else None
+    else:
+        if of_modes:
+            by_modes = _analysis(gradient, matrices, not ctx.adjoint, None, ctx.asked)
+        if of_matrices:
+            by_matrices = _differentiably(gradient, modes, matrices, not ctx.adjoint, False)
     if ctx.needs_input_grad[4]:
         wide = torch.promote_types(gradient.dtype, torch.float32)  # half precision would overflow
         by_bias = gradient.sum([0, *range(2, gradient.ndim)], dtype=wide).to(ctx.bias_dtype)
     return by_modes, by_matrices, None, gradient if ctx.needs_input_grad[3] else None, by_bias, None, None
 
 
-def _by_matrices(
-    field: Tensor, modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, activated: bool, asked: bool
+def _differentiably(
+    field: Tensor, modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, activated: bool
 ) -> list[Tensor]:
-    """The operator, or what can be differentiated again where that is wanted."""
-    if not torch.is_grad_enabled():
-        return _matrix_gradients(field, modes, matrices, adjoint, activated, asked)
+    """Gradients of the matrices that can be differentiated again."""
     with torch.autocast(field.device.type, enabled=False):
-        return _gradients_of_matrices(field, modes, matrices, adjoint, activated)
+        return _gradients_of_all(field, modes, matrices, adjoint, activated).matrices
 
 
 _analysis.register_autograd(_analysis_backward, setup_context=_save_analysis)
@@ -262,10 +301,15 @@ def _undifferentiated() -> bool:
     return not torch.is_grad_enabled() and backend() != "triton"
 
 
+def _plainly() -> products.ThinProducts:
+    """Plain torch as those want it who differentiate, trace or only run it."""
+    return products.TORCH if plain_wanted() or torch.compiler.is_compiling() else products.AT_ONCE
+
+
 def _by(like: Tensor, asked: bool) -> products.ThinProducts:
     """Kernels, or plain torch; an ask for kernels outlives its block, for the backward pass, unless overridden."""
     if not wants_triton(like, measured_faster=asked):
-        return products.TORCH
+        return products.AT_ONCE
     from sciml_monarch.monarch.kernels import spectral_triton
 
     return spectral_triton.KERNELS

@@ -1,25 +1,11 @@
-"""How thin matrices and modes of a spectral convolution are laid out, and conversions between layouts."""
+"""How thin matrices of a spectral convolution are laid out."""
 
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 Activation = Literal["identity", "gelu"]
-
-
-def transposed(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """Matrices of an analysis as those of the synthesis that is its transpose, and the reverse: ``A^H``.
-
-    Args:
-        matrices: Planes ``(2, m, n)`` of each leading axis, ``(2 K, n)`` of the last; or a synthesis'.
-
-    Returns:
-        ``(2, n, m)`` and ``(n, 2 K)``, contiguous.
-    """
-    *leading, last = matrices
-    return [*(torch.stack([re.mT, -im.mT]) for re, im in leading), last.mT.contiguous()]
 
 
 def sizes(matrices: Sequence[Tensor], points_first: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -13,7 +13,7 @@ from sciml_monarch.monarch.kernels.backend import dot_precision
 from sciml_monarch.monarch.kernels.device import device_of
 from sciml_monarch.monarch.kernels.spectral_configs import Config, Kernel, Problem, choose, tiles
 from sciml_monarch.monarch.kernels.spectral_kernels_triton import narrow_kernel, weigh_kernel, widen_kernel
-from sciml_monarch.monarch.kernels.spectral_products import ThinProducts
+from sciml_monarch.monarch.kernels.spectral_products import ThinProducts, joined_in_place
 
 N_PROGRAMS = 264  # that share rows to be summed: two for each multiprocessor of an H200; on others only speed differs
 
@@ -162,17 +162,32 @@ def weigh(y: Tensor, x: Tensor, config: Config | None = None) -> Tensor:
     return partial.sum(0)
 
 
-KERNELS = ThinProducts(narrow, lambda y, matrix: widen(y, matrix)[0], weigh)
+def turn(y: Tensor, planes: Tensor, conjugate: bool) -> Tensor:
+    """Complex product of ``(2, m, *rows)`` and planes ``(2, n, m)``, or their conjugate: ``(2, rows, n)``."""
+    re, im = y
+    terms = torch.stack([re, im, im, -re] if conjugate else [re, -im, im, re])
+    return widen(terms.view(2, 2 * planes.shape[2], -1), torch.cat([*planes], 1))[0]  # (plane, (plane, m), ..)
+
+
+def weigh_planes(g: Tensor, z: Tensor, conjugate: bool) -> Tensor:
+    """Gradient ``(2, m, n)`` of planes, from that of a product with them, ``(2, m, rows)``, and ``(2, rows, n)``."""
+    re, im = g
+    terms = torch.stack([re, -im, im, re] if conjugate else [re, im, im, -re])
+    return weigh(terms.view(2, 2 * g.shape[1], -1), z).view(2, g.shape[1], -1)
+
+
+KERNELS = ThinProducts(narrow, lambda y, matrix: widen(y, matrix)[0], weigh, turn, weigh_planes, joined_in_place)
 
 
 def synthesis(
-    modes: Tensor, matrices: Sequence[Tensor], skip: Tensor | None, bias: Tensor | None, gelu: bool
+    modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, skip: Tensor | None, bias: Tensor | None, gelu: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The synthesis and the end of a Fourier layer, which is part of the last product.
 
     Args:
         modes: ``(F, 2, b, c)``, not empty.
-        matrices: Those of a synthesis, of the dtype of ``modes``.
+        matrices: Those of a synthesis, of the dtype of ``modes``; or of the analysis whose transpose it is.
+        adjoint: Whether they are an analysis'.
         skip: Fields ``(b, c, *grid)`` to add.
         bias: ``(c,)`` to add.
         gelu: Whether to apply GELU.
@@ -180,7 +195,7 @@ def synthesis(
     Returns:
         The fields ``(b, c, *grid)`` and, with GELU, what went into it.
     """
-    y, grid = products.synthesis_but_last(modes, matrices, KERNELS)
+    y, grid = products.synthesis_but_last(modes, matrices, KERNELS, adjoint)
     shape = (*modes.shape[2:], *grid)
-    out, before = widen(y[None], matrices[-1], End(skip, bias, prod(grid[:-1]), gelu))
+    out, before = widen(y[None], matrices[-1].mT if adjoint else matrices[-1], End(skip, bias, prod(grid[:-1]), gelu))
     return out.view(shape), None if before is None else before.view(shape)

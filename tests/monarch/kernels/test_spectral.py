@@ -11,11 +11,11 @@ from torch.nn.functional import gelu
 from sciml_monarch import InputError
 from sciml_monarch.monarch.kernels import backend as backends
 from sciml_monarch.monarch.kernels import spectral as operators
+from sciml_monarch.monarch.kernels import spectral_mixing, transform, transform_blocked
+from sciml_monarch.monarch.kernels import spectral_products as products
 from sciml_monarch.monarch.kernels import spectral_reference as reference
-from sciml_monarch.monarch.kernels import transform, transform_blocked
 from sciml_monarch.monarch.kernels.backend import dot_precision, use_backend
 from sciml_monarch.monarch.kernels.spectral import spectral_analysis, spectral_synthesis
-from sciml_monarch.monarch.kernels.spectral_layout import transposed
 from tests.helpers import TOLERANCE, let_the_compiler_learn_torch, needs_triton, randn, relative_error
 
 BACKENDS = ["torch", pytest.param("triton", marks=needs_triton)]
@@ -54,6 +54,12 @@ def poisoned(monkeypatch):
 
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: nan(empty(*args, **kwargs)))
     monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: nan(empty_like(*args, **kwargs)))
+
+
+def transposed(matrices):
+    """Matrices of an analysis as those of the synthesis that is its transpose, and the reverse: ``A^H``."""
+    *leading, last = matrices
+    return [*(torch.stack([re.mT, -im.mT]) for re, im in leading), last.mT.contiguous()]
 
 
 def tensors(grid, kept, batch, channels):
@@ -192,8 +198,26 @@ def test_operators_are_well_formed(backend):
         torch.library.opcheck(operators._analysis, (x, synthesis, True, None, False))
         torch.library.opcheck(operators._synthesis, (modes, synthesis, False, x, bias, True, False))
         torch.library.opcheck(operators._synthesis, (modes, analysis, True, None, None, False, False))
-        inputs = (x.detach(), modes.detach(), [m.detach() for m in analysis], False, True, False)
-        torch.library.opcheck(operators._matrix_gradients, inputs)
+        for matrices, adjoint in ((analysis, False), (synthesis, True)):
+            for asked in ((True, False), (False, True), (False, False)):
+                inputs = (x.detach(), modes.detach(), [m.detach() for m in matrices], adjoint, True, *asked, False)
+                torch.library.opcheck(operators._gradients, inputs)
+        weights = randn(len(modes), 2, 6).float().to(DEVICE).requires_grad_()
+        torch.library.opcheck(spectral_mixing._mixing, (modes, weights))
+
+
+@pytest.mark.parametrize("conjugate", [False, True])
+def test_sums_in_parts_are_the_same(conjugate):
+    """As GPUs compute them."""
+    y, x = randn(1, 5, 24), randn(1, 24, 7)
+    torch.testing.assert_close(products.weigh_in_parts(y, x, 4), products.TORCH.weigh(y, x))
+    g, z = randn(2, 3, 24), randn(2, 24, 7, seed=1)
+    expected = products.TORCH.weigh_planes(g, z, conjugate)
+    for n_parts in (1, 4):
+        torch.testing.assert_close(products.weigh_planes_in_parts(g, z, conjugate, n_parts), expected)
+    with FakeTensorMode():
+        found = [products.parts_of_rows(torch.empty(1, rows, 2, device="cuda")) for rows in (40960, 8320, 99, 8)]
+    assert found == [64, 52, 1, 2]
 
 
 def test_the_fields_in_front_of_an_activation_are_kept_in_place_of_those_behind():
