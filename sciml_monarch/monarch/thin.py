@@ -62,35 +62,40 @@ class ThinMatrices(nn.Module):
         self.register_buffer("places", places.to(device), persistent=False)
         self.register_buffer("signs", signs.to(device, torch.get_default_dtype()), persistent=False)
 
-    def forward(self, transforms: Sequence[MonarchTransform]) -> list[Tensor]:
-        """Computes what is wanted of each transform.
+    def forward(self, layers: Sequence[Sequence[MonarchTransform]]) -> list[Tensor]:
+        """Computes what is wanted of the transforms of each layer.
 
         Args:
-            transforms: Of kind "dft" or any other whose factors have the same shapes and input permutation.
+            layers: Of each layer as many transforms as there are wanted parts, of kind "dft" or any other whose factors
+                have the same shapes and input permutation.
 
         Returns:
-            Real and imaginary plane of rows ``(2, m, n)``, or of columns, as rows too: the transpose; at least float32.
+            Of each part ``(layers, 2, m, n)``: real and imaginary plane of rows, or of columns, as rows too: the
+            transpose; at least float32.
 
         Raises:
             InputError: A transform has other blocks than a new one has (not checked while compiling).
         """
         if not torch.compiler.is_compiling():
-            for transform, shape in zip(transforms, self.blocks, strict=True):
-                if transform.takes_real or transform.w1.shape != shape:
-                    raise InputError(f"{transform} must have w1 of shape {tuple(shape)} and a complex result")
+            for transforms in layers:
+                for transform, shape in zip(transforms, self.blocks, strict=True):
+                    if transform.takes_real or transform.w1.shape != shape:
+                        raise InputError(f"{transform} must have w1 of shape {tuple(shape)} and a complex result")
+        n_layers = len(layers)
         products = []
         for i, members in enumerate(self.groups):
-            pairs = [_sides(transforms[j], self.columns[j]) for j in members]
-            some, every = (torch.stack(side) for side in zip(*pairs, strict=True))
+            pairs = [_sides(transforms[j], self.columns[j]) for transforms in layers for j in members]
+            some, every = (torch.stack(side).unflatten(0, (n_layers, -1)) for side in zip(*pairs, strict=True))
             chosen: Tensor = getattr(self, f"chosen{i}")
-            if len(chosen) < some.shape[0] * some.shape[1]:
-                some = some.flatten(0, 1).index_select(0, chosen).unflatten(0, (len(members), -1))
-            # some (t, chosen, plane, l, k), every (t, plane, l, k, p)
-            products.append((some[:, :, :, None, :, :, None] * every[:, None, None]).flatten())
-        terms = products[0] if len(products) == 1 else torch.cat(products)
-        entries = (terms.index_select(0, self.places.flatten()).view_as(self.places) * self.signs).sum(0)
+            if len(chosen) < some.shape[1] * some.shape[2]:
+                some = some.flatten(1, 2).index_select(1, chosen).unflatten(1, (len(members), -1))
+            # some (layer, t, chosen, plane, l, k), every (layer, t, plane, l, k, p)
+            products.append((some[:, :, :, :, None, :, :, None] * every[:, :, None, None]).flatten(1))
+        terms = products[0] if len(products) == 1 else torch.cat(products, 1)
+        picked = terms.index_select(1, self.places.flatten()).unflatten(1, self.places.shape)
+        entries = (picked * self.signs).sum(1)
         sizes = [prod(shape) for shape in self.shapes]
-        return [m.view(shape) for m, shape in zip(entries.split(sizes), self.shapes, strict=True)]
+        return [m.view(n_layers, *shape) for m, shape in zip(entries.split(sizes, 1), self.shapes, strict=True)]
 
 
 class _Form(NamedTuple):

@@ -18,7 +18,7 @@ from sciml_monarch.monarch.kernels.spectral_layout import Activation
 from sciml_monarch.pde.base import Operator, Prepared
 from sciml_monarch.pde.mixing import ChannelMLP, Mixing, mixing_options, pointwise
 from sciml_monarch.pde.pointwise import pointwise_linear, pointwise_mlp
-from sciml_monarch.pde.spectral_conv import MonarchSpectralConv
+from sciml_monarch.pde.spectral_conv import MonarchSpectralConv, prepare_alike
 
 
 class FNO(Operator):
@@ -193,6 +193,9 @@ class MonarchFNO(Operator):
 
     def prepare(self, grid: tuple[int, ...]) -> Prepared:
         """Multiplies out the transforms of every layer; see :class:`Operator`."""
+        first = self.convs[0]
+        if all(type(conv) is MonarchSpectralConv and _are_alike(conv, first) for conv in self.convs):
+            return tuple(chain.from_iterable(prepare_alike(self.convs, grid)))
         return tuple(chain.from_iterable(conv.prepare(grid) for conv in self.convs))
 
     def forward(self, x: Tensor, prepared: Prepared | None = None) -> Tensor:
@@ -229,6 +232,10 @@ class MonarchFNO(Operator):
         """The factors of all transforms; see :class:`Operator`."""
         transforms = chain.from_iterable((*conv.analysis, *conv.synthesis) for conv in self.convs)
         return [p for transform in transforms for p in transform.parameters()]
+
+
+def _are_alike(conv: MonarchSpectralConv, other: MonarchSpectralConv) -> bool:
+    return (conv.grid, conv.n_modes) == (other.grid, other.n_modes)
 
 
 def _is_only(module: nn.Module, kind: type[nn.Module]) -> bool:

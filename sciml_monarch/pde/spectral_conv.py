@@ -160,19 +160,7 @@ class MonarchSpectralConv(nn.Module):
             ``d`` analysis matrices: planes ``(2, m, n)`` of the leading axes, ``(2 K, n)`` of the last; the mixing
             matrices ``(F, i, 2 o)``; ``d`` synthesis matrices: ``(2, n, m)`` and ``(n, 2 K)``.
         """
-        grid = self.grid if grid is None else tuple(grid)
-        if len(grid) != len(self.grid):
-            raise InputError(f"a network for fields of {len(self.grid)} axes cannot take a grid {grid}")
-        thin = self.thin((*self.analysis, *self.synthesis))
-        analysis, synthesis = thin[: len(grid)], thin[len(grid) :]
-        analysis[-1], synthesis[-1] = analysis[-1].flatten(0, 1), synthesis[-1].flatten(0, 1)
-        # in memory columns lie as rows: so the products take them as they are, forward and backward
-        synthesis = [matrix.mT for matrix in synthesis]
-        for axis, (n, n_new) in enumerate(zip(self.grid, grid, strict=True)):
-            if n_new != n:
-                down, up = (resampling_matrix(*sizes).to(thin[0]) for sizes in ((n, n_new), (n_new, n)))
-                analysis[axis], synthesis[axis] = analysis[axis] @ down, up @ synthesis[axis]
-        return (*analysis, mixing_matrices(self.weight), *synthesis)
+        return prepare_alike([self], self.grid if grid is None else tuple(grid))[0]
 
     def forward(
         self,
@@ -221,3 +209,31 @@ class MonarchSpectralConv(nn.Module):
     def extra_repr(self) -> str:
         """Sizes for ``print``."""
         return f"{self.in_channels}, {self.out_channels}, n_modes={self.n_modes}, grid={self.grid}"
+
+
+def prepare_alike(layers: Sequence[MonarchSpectralConv], grid: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    """What :meth:`MonarchSpectralConv.prepare` returns for each layer, computed together.
+
+    Args:
+        layers: Layers that were built for one grid, with the same modes.
+        grid: Points per axis.
+    """
+    first = layers[0]
+    if len(grid) != len(first.grid):
+        raise InputError(f"a network for fields of {len(first.grid)} axes cannot take a grid {tuple(grid)}")
+    thin = first.thin([(*layer.analysis, *layer.synthesis) for layer in layers])
+    analysis, synthesis = thin[: len(grid)], thin[len(grid) :]
+    analysis[-1], synthesis[-1] = analysis[-1].flatten(1, 2), synthesis[-1].flatten(1, 2)
+    # in memory columns lie as rows: so the products take them as they are, forward and backward
+    synthesis = [matrix.mT for matrix in synthesis]
+    for axis, (n, n_new) in enumerate(zip(first.grid, grid, strict=True)):
+        if n_new != n:
+            down, up = (resampling_matrix(*sizes).to(thin[0]) for sizes in ((n, n_new), (n_new, n)))
+            analysis[axis], synthesis[axis] = analysis[axis] @ down, up @ synthesis[axis]
+    both = (*analysis, *synthesis)
+    # of one layer: unbind would copy its gradient
+    of_layers = zip(*(matrix.unbind() if len(layers) > 1 else [matrix.squeeze(0)] for matrix in both), strict=True)
+    return [
+        (*matrices[: len(grid)], mixing_matrices(layer.weight), *matrices[len(grid) :])
+        for layer, matrices in zip(layers, of_layers, strict=True)
+    ]

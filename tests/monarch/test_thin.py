@@ -23,21 +23,22 @@ def learned(n, columns, seed):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_equals_each_transform_by_itself_with_gradients(case):
-    wanted, transforms, expected = [], [], []
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_equals_each_transform_by_itself_with_gradients(case, n_layers):
+    wanted, layers, expected = [], [[] for _ in range(n_layers)], []
     for i, (n, which) in enumerate(case):
         for columns in (False, True):
             index, scale = torch.tensor(which), torch.tensor([1.0, -2.0])[:, None].expand(2, len(which))
-            transform = learned(n, columns, 10 * i)
-            planes = torch.stack((transform.thin_columns_planes if columns else transform.thin_planes)(index))
             wanted.append(Wanted(n, index, columns, scale))
-            transforms.append(transform)
-            expected.append((planes.mT if columns else planes) * scale[..., None])
-    thin = ThinMatrices(wanted).double()
-    found = thin(transforms)
+            for number, transforms in enumerate(layers):
+                transform = learned(n, columns, 100 * number + 10 * i)
+                planes = torch.stack((transform.thin_columns_planes if columns else transform.thin_planes)(index))
+                transforms.append(transform)
+                expected.append((planes.mT if columns else planes) * scale[..., None])
+    found = [matrix for matrices in ThinMatrices(wanted).double()(layers) for matrix in matrices]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
-    parameters = [w for transform in transforms for w in transform.parameters()]
+    parameters = [w for transforms in layers for transform in transforms for w in transform.parameters()]
     weights = [randn(*m.shape, seed=90 + i) for i, m in enumerate(expected)]
     gradients = (
         torch.autograd.grad(sum((m * w).sum() for m, w in zip(ms, weights, strict=True)), parameters)
@@ -50,6 +51,6 @@ def test_equals_each_transform_by_itself_with_gradients(case):
 def test_transforms_with_other_blocks_are_refused():
     thin = ThinMatrices([Wanted(16, torch.arange(3), False, torch.ones(2, 3))])
     with pytest.raises(InputError, match=r"must have w1 of shape \(4, 4, 4, 2\)"):
-        thin([MonarchTransform(16, blocks=8)])
+        thin([[MonarchTransform(16, blocks=8)]])
     with pytest.raises(InputError, match="complex result"):
-        thin([MonarchTransform(16, "dct")])
+        thin([[MonarchTransform(16, "dct")]])
