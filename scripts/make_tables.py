@@ -72,6 +72,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "results/README.md": {
         "mri_time_cpu": partial(mri.time_and_memory, "benchmark_mri_cpu.json"),
         "speed_cpu": partial(fast.works, "benchmark_cpu.json"),
+        "speed_h200_thin": partial(fast.works, "speed_h200_thin/first.json"),
         "inverse_ffts": inverse_ffts,
     },
     "docs/guide/speed.md": {"sweep_cpu": partial(fast.sweep, "benchmark_cpu.json")},

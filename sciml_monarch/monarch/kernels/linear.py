@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.functional import Factors, multiply
-from sciml_monarch.monarch.kernels.backend import KERNEL_DTYPES, autocast, backend, transformed, wants_triton
+from sciml_monarch.monarch.kernels.backend import autocast, backend, transformed, wants_triton
 from sciml_monarch.monarch.kernels.linear_configs import Plan, Sizes
 from sciml_monarch.monarch.kernels.linear_plans import choose, measured_faster
 
@@ -114,16 +114,16 @@ def _sizes(n_in: int, w1: Tensor, w2: Tensor, n_out: int) -> Sizes:
 
 
 def _takes_kernel(x: Tensor, w1: Tensor, w2: Tensor, n_out: int) -> bool:
-    # Nothing here but what torch.compile can trace; whether Triton is there is asked when the operation runs. An
-    # exported program is to run anywhere.
     if transformed():
         return False
     if backend() != "auto":
         return backend() == "triton"
-    if not x.is_cuda or x.dtype not in KERNEL_DTYPES or torch.compiler.is_exporting():
+    # under a compiler plain torch is another program, with which the kernels were not compared
+    if torch.compiler.is_compiling() or not x.is_cuda:
         return False
     n_tokens = x.numel() // x.shape[-1]
-    return measured_faster(_sizes(x.shape[-1], w1, w2, n_out), n_tokens, x.dtype.itemsize)
+    faster = measured_faster(_sizes(x.shape[-1], w1, w2, n_out), n_tokens, x.dtype.itemsize)
+    return wants_triton(x, faster)
 
 
 @torch.library.custom_op("sciml_monarch::monarch_linear", mutates_args=())

@@ -140,16 +140,30 @@ def choose(problem: Problem) -> Config:
         One of the :func:`candidates`.
     """
     widest = _power_of_two(problem.columns, 16)
+    measured = _MEASURED.get((problem.kernel, problem.precision))
     preferred = (Config(r, c if problem.kernel == "weigh" else min(c, widest), *more)
-                 for r, c, *more in _PREFERRED[problem.kernel])  # fmt: skip
+                 for r, c, *more in ([measured] if measured else []) + _PREFERRED[problem.kernel])  # fmt: skip
     return next(config for config in preferred if fits(problem, config))
 
 
-# rows, columns, depth, warps, stages: best first; the first two from a prototype on an H200, the third was not timed
-_PREFERRED: dict[Kernel, tuple[tuple[int, int, int, int, int], ...]] = {
-    "narrow": ((128, 32, 16, 8, 3), (64, 32, 16, 4, 2), (64, 16, 16, 4, 1)),
-    "widen": ((64, 128, 16, 4, 3), (64, 64, 16, 4, 1)),
-    "weigh": ((32, 128, 16, 8, 3), (32, 64, 16, 4, 1), (16, 64, 16, 4, 1)),
+_Numbers = tuple[int, int, int, int, int]  # rows, columns, depth, warps, stages
+# the fastest on an H200 for 64 channels, 16 samples, 256^2 points, 32 modes (results/speed_h200_thin/tune.json)
+_MEASURED: dict[tuple[Kernel, DotPrecision], _Numbers] = {
+    ("narrow", "tf32x3"): (64, 32, 16, 4, 3),
+    ("narrow", "tf32"): (128, 32, 16, 4, 4),
+    ("narrow", "bf16"): (128, 64, 16, 4, 3),
+    ("widen", "tf32x3"): (64, 128, 16, 4, 3),
+    ("widen", "tf32"): (64, 128, 16, 4, 1),
+    ("widen", "bf16"): (128, 128, 32, 8, 1),
+    ("weigh", "tf32x3"): (32, 128, 16, 4, 3),
+    ("weigh", "tf32"): (64, 64, 16, 4, 1),
+    ("weigh", "bf16"): (64, 128, 16, 8, 1),
+}
+# where those do not fit, and for half precisions: best first
+_PREFERRED: dict[Kernel, list[_Numbers]] = {
+    "narrow": [(128, 32, 16, 8, 3), (64, 32, 16, 4, 2), (64, 16, 16, 4, 1)],
+    "widen": [(64, 128, 16, 4, 3), (64, 64, 16, 4, 1)],
+    "weigh": [(32, 128, 16, 8, 3), (32, 64, 16, 4, 1), (16, 64, 16, 4, 1)],
 }
 
 
