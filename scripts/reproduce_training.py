@@ -15,6 +15,7 @@ import sciml_monarch.sparse_training  # noqa: F401  (its callbacks become names 
 from sciml_monarch.errors import InputError
 from sciml_monarch.pde import n_parameters
 from sciml_monarch.pde.data import TrajectoryData
+from sciml_monarch.pde.pair_data import PairData
 from sciml_monarch.pde.task import PDETask
 from sciml_monarch.training import LAST, fit
 
@@ -139,7 +140,7 @@ def _merge(config: dict[str, Any], other: dict[str, Any]) -> None:
             config[key] = value
 
 
-def build(config: dict[str, Any]) -> tuple[PDETask, TrajectoryData, list[L.Callback]]:
+def build(config: dict[str, Any]) -> tuple[PDETask, Any, list[L.Callback]]:
     """Task, data and callbacks of a configuration, checked against their signatures.
 
     It needs jsonargparse, which comes with the package but not with torch and Lightning alone.
@@ -154,7 +155,7 @@ def build(config: dict[str, Any]) -> tuple[PDETask, TrajectoryData, list[L.Callb
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(PDETask, "model")
-    parser.add_subclass_arguments(TrajectoryData, "data")
+    parser.add_subclass_arguments((TrajectoryData, PairData), "data")
     parser.add_argument("--callbacks", type=list[L.Callback], default=[])
     values = {key: config[key] for key in ("model", "data")} | {"callbacks": config["trainer"].get("callbacks") or []}
     try:
@@ -168,7 +169,7 @@ def build(config: dict[str, Any]) -> tuple[PDETask, TrajectoryData, list[L.Callb
 def fit_row(
     config: dict[str, Any],
     task: PDETask,
-    data: TrajectoryData,
+    data: TrajectoryData | PairData,
     callbacks: list[L.Callback],
     folder: Path,
     epochs: int,

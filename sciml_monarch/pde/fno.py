@@ -34,9 +34,11 @@ class FNO(Operator):
         n_modes: Frequencies kept per axis, even; ``(24, 24)`` is the paper's "12 modes".
         n_layers: Fourier layers.
         projection_channels: Hidden channels of the projection to the output.
+        padding: Zeros at the end of each axis of the hidden fields, as a share of its points: for fields that are not
+            periodic.
 
     Raises:
-        InputError: ``n_modes`` is odd somewhere.
+        InputError: ``n_modes`` is odd somewhere, or ``padding`` not between 0 and 1.
         ImportError: neuraloperator is not installed.
     """
 
@@ -48,17 +50,18 @@ class FNO(Operator):
         n_modes: Sequence[int],
         n_layers: int = 4,
         projection_channels: int = 128,
+        padding: float = 0.0,
     ) -> None:
-        super().__init__(
-            dict(
-                in_channels=in_channels,
-                out_channels=out_channels,
-                width=width,
-                n_modes=list(n_modes),
-                n_layers=n_layers,
-                projection_channels=projection_channels,
-            )
+        config = dict(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            width=width,
+            n_modes=list(n_modes),
+            n_layers=n_layers,
+            projection_channels=projection_channels,
         )
+        super().__init__(config | _padding_option(padding))
+        self.padding = padding
         from neuralop.models import FNO as NeuralopFNO
 
         if any(m < 2 or m % 2 for m in n_modes):
@@ -85,14 +88,38 @@ class FNO(Operator):
         """Applies the network; see :class:`Operator`."""
         blocks = self.net.fno_blocks
         _check_modes(self.config["n_modes"], x.shape[2:])
-        x = self.net.lifting(self.net.positional_embedding(x))
+        grid = x.shape[2:]
+        x = _with_zeros(self.net.lifting(self.net.positional_embedding(x)), padded(grid, self.padding))
         for i, (conv, skip) in enumerate(zip(blocks.convs, blocks.fno_skips, strict=True)):
             with torch.autocast(x.device.type, enabled=False):  # cuFFT has no bfloat16, MKL no half precision
                 spectral = conv(x.float())
             x = spectral + skip(x)
             if i < len(blocks.convs) - 1:
                 x = gelu(x)
-        return self.net.projection(x)
+        return self.net.projection(_cut(x, grid))
+
+
+def padded(grid: Sequence[int], padding: float) -> tuple[int, ...]:
+    """Points per axis with a share of them appended, which is the same share of the domain on every grid."""
+    return tuple(n + round(padding * n) for n in grid)
+
+
+def _padding_option(padding: float) -> dict[str, float]:
+    """What a configuration says of padding: nothing where there is none, as in checkpoints of before there was any."""
+    if not 0 <= padding <= 1:
+        raise InputError(f"padding is {padding}; it must lie between 0 and 1, a share of the points of an axis")
+    return {"padding": padding} if padding else {}
+
+
+def _with_zeros(x: Tensor, grid: Sequence[int]) -> Tensor:
+    more = [(0, n - old) for n, old in zip(grid, x.shape[2:], strict=True)]
+    return nn.functional.pad(x, [*chain.from_iterable(reversed(more))]) if any(n for _, n in more) else x
+
+
+def _cut(x: Tensor, grid: Sequence[int]) -> Tensor:
+    for axis, n in enumerate(grid, start=2):
+        x = x.narrow(axis, 0, n)
+    return x
 
 
 def _drop_metadata(module: nn.Module, state_dict: dict[str, object], prefix: str, local_metadata: object) -> None:
@@ -124,9 +151,10 @@ class MonarchFNO(Operator):
         learn_transforms: Whether the transforms learn, or stay the DFT.
         mixing: Monarch matrices for the layers that mix channels, and a channel MLP behind each layer; ``None``: the
             FNO paper's dense layers, and no MLP.
+        padding: As in :class:`FNO`; the transforms are of the padded grid.
 
     Raises:
-        InputError: An axis keeps more modes than it has points.
+        InputError: An axis keeps more modes than it has points, or ``padding`` is not between 0 and 1.
     """
 
     def __init__(
@@ -139,7 +167,8 @@ class MonarchFNO(Operator):
         n_layers: int = 4,
         projection_channels: int = 128,
         learn_transforms: bool = True,
-        mixing: Mixing | None = None,  # a ninth argument, one for three: the eight before it are published
+        mixing: Mixing | None = None,  # one argument for three
+        padding: float = 0.0,
     ) -> None:
         config = dict(
             in_channels=in_channels,
@@ -152,12 +181,14 @@ class MonarchFNO(Operator):
             learn_transforms=learn_transforms,
         )
         # left out by default: checkpoints of before there was this option are of the same network
-        super().__init__(config if mixing is None else config | {"mixing": dict(mixing)})
+        config |= {} if mixing is None else {"mixing": dict(mixing)}
+        super().__init__(config | _padding_option(padding))
+        self.padding = padding
         d = len(grid)
         blocks, rank, mlp_channels = mixing_options(mixing)
         self.lifting = pointwise(in_channels + d, width, blocks=blocks, rank=rank)
         self.convs: Sequence[MonarchSpectralConv] = nn.ModuleList(  # type: ignore[assignment]
-            MonarchSpectralConv(width, width, n_modes, grid, learn_transforms) for _ in range(n_layers)
+            MonarchSpectralConv(width, width, n_modes, padded(grid, padding), learn_transforms) for _ in range(n_layers)
         )
         self.skips = nn.ModuleList(pointwise(width, width, False, blocks, rank) for _ in range(n_layers))
         # one a layer, or none
@@ -193,6 +224,7 @@ class MonarchFNO(Operator):
 
     def prepare(self, grid: tuple[int, ...]) -> Prepared:
         """Multiplies out the transforms of every layer; see :class:`Operator`."""
+        grid = padded(grid, self.padding)
         first = self.convs[0]
         if all(type(conv) is MonarchSpectralConv and _are_alike(conv, first) for conv in self.convs):
             return tuple(chain.from_iterable(prepare_alike(self.convs, grid)))
@@ -205,13 +237,14 @@ class MonarchFNO(Operator):
             prepared = self.prepare(tuple(grid))
         per_layer = len(prepared) // len(self.convs)
         x = torch.cat([x, _coordinates(grid, x).expand(x.shape[0], -1, *grid)], 1)
-        x = self.lifting(x.flatten(2)).unflatten(2, grid)
+        x = _with_zeros(self.lifting(x.flatten(2)).unflatten(2, grid), padded(grid, self.padding))
+        inner = x.shape[2:]
         source = None  # the fields whose GELU x is: kept for the backward pass in place of x
         for i, (conv, skip) in enumerate(zip(self.convs, self.skips, strict=True)):
             if _is_plain_map(skip) and skip.bias is None:
                 shortcut = pointwise_linear(x, skip.weight[..., 0], source)
             else:
-                shortcut = skip(x.flatten(2)).unflatten(2, grid)
+                shortcut = skip(x.flatten(2)).unflatten(2, inner)
             matrices = prepared[i * per_layer : (i + 1) * per_layer]
             activation: Activation = "gelu" if i < len(self.convs) - 1 else "identity"
             if _is_only(conv, MonarchSpectralConv):
@@ -219,7 +252,8 @@ class MonarchFNO(Operator):
             else:
                 x, source = conv(x, matrices, shortcut, activation), None
             if self.mlps:
-                x, source = self.mlps[i](x.flatten(2)).unflatten(2, grid), None
+                x, source = self.mlps[i](x.flatten(2)).unflatten(2, inner), None
+        x = _cut(x, grid)
         layers = _perceptron(self.projection)
         if layers is not None:
             first, last = layers

@@ -14,12 +14,18 @@ def perturb_transforms(net, scale=0.05):
 
 
 @pytest.mark.parametrize(
-    ("grid", "n_modes"),
-    [((32,), (12,)), ((16, 16), (8, 8)), ((16, 16), (16, 16)), ((8, 8, 8), (4, 4, 4))],
+    ("grid", "n_modes", "padding"),
+    [
+        ((32,), (12,), 0.0),
+        ((16, 16), (8, 8), 0.0),
+        ((16, 16), (16, 16), 0.0),
+        ((8, 8, 8), (4, 4, 4), 0.0),
+        ((16, 8), (8, 6), 0.25),
+    ],
     ids=str,
 )
-def test_fresh_monarch_fno_equals_fno_with_all_gradients(grid, n_modes):
-    fno = FNO(3, 2, 6, n_modes, n_layers=3, projection_channels=16)
+def test_fresh_monarch_fno_equals_fno_with_all_gradients(grid, n_modes, padding):
+    fno = FNO(3, 2, 6, n_modes, n_layers=3, projection_channels=16, padding=padding)
     monarch = MonarchFNO.from_fno(fno, grid, learn_transforms=False)
     x = torch.randn(2, 3, *grid)
     outputs, gradients = [], []
@@ -77,9 +83,9 @@ def test_block_has_one_activation_where_neuraloperators_forward_has_two():
     torch.testing.assert_close(fno.net(x), rest(gelu(once)))
 
 
-@pytest.mark.parametrize("n", [12, 20, 32, 48])
-def test_frozen_monarch_fno_runs_on_other_grids_like_fno(n):
-    fno = FNO(2, 1, 4, (8, 8), n_layers=2)
+@pytest.mark.parametrize(("n", "padding"), [(12, 0.0), (20, 0.0), (32, 0.0), (48, 0.0), (32, 0.25)])
+def test_frozen_monarch_fno_runs_on_other_grids_like_fno(n, padding):
+    fno = FNO(2, 1, 4, (8, 8), n_layers=2, padding=padding)
     monarch = MonarchFNO.from_fno(fno, (16, 16), learn_transforms=False)
     x = torch.randn(1, 2, n, n)
     torch.testing.assert_close(monarch(x), fno(x), rtol=1e-5, atol=1e-5)
@@ -102,9 +108,10 @@ def test_learned_monarch_fno_runs_on_other_grids_with_a_bounded_change():
     [
         lambda: FNO(4, 1, 4, (4, 4), n_layers=2),
         lambda: MonarchFNO(4, 1, 4, (4, 4), (16, 16), n_layers=2),
+        lambda: MonarchFNO(4, 1, 4, (4, 4), (16, 16), n_layers=2, mixing={"mlp_channels": 3}, padding=0.5),
         lambda: UNet(4, 1, width=4),
     ],
-    ids=["FNO", "MonarchFNO", "UNet"],
+    ids=["FNO", "MonarchFNO", "MonarchFNO, padded, with MLPs", "UNet"],
 )
 def test_network_is_rebuilt_from_its_config_and_state(make, tmp_path):
     net = make()
@@ -113,6 +120,27 @@ def test_network_is_rebuilt_from_its_config_and_state(make, tmp_path):
     again = type(net)(**net.config)
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     torch.testing.assert_close(again(x), net(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: FNO(1, 1, 4, (4, 4), padding=p), lambda p: MonarchFNO(1, 1, 4, (4, 4), (8, 8), padding=p)]
+)
+def test_padding_breaks_the_period_and_is_a_share_of_the_points(make):
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, 8, 8)
+    moved = x.roll(1, -1)
+
+    def error(net):  # coordinates, which are appended, are of no period: they are taken out
+        with torch.no_grad():
+            first = net.net.lifting.fcs[0] if isinstance(net, FNO) else net.lifting
+            first.weight[:, 1:] = 0
+            y = net(x).roll(1, -1)
+            return (net(moved) - y).norm() / y.norm()
+
+    assert error(make(0.0)) < 1e-5
+    assert error(make(0.5)) > 1e-3
+    with pytest.raises(InputError, match=r"padding is 1\.5"):
+        make(1.5)
 
 
 def test_rollout_feeds_predictions_back():

@@ -20,7 +20,7 @@ N_MULTIPROCESSORS = 132  # of an H200; what a smaller or larger device has chang
 
 
 def measured_faster(sizes: Sizes, n_tokens: int, itemsize: int) -> bool:
-    """Whether the kernels were measured to be faster than plain torch and than a dense layer at this shape, or a larger.
+    """Whether kernels were measured to be faster than plain torch and a dense layer, at this shape or a smaller one.
 
     On an H200: 4096 -> 4096 with 4 and 64 blocks, 16,384 tokens, bfloat16 (``results/speed_h200_thin/first.json``).
 
