@@ -24,6 +24,7 @@ from json_lines import read_rows
 from reproduce_training import build, fit_row, read_config
 from torch import Tensor
 
+from sciml_monarch.errors import InputError
 from sciml_monarch.pde import n_parameters
 from sciml_monarch.pde.metrics import relative_l2
 from sciml_monarch.pde.readers import open_pairs
@@ -154,9 +155,16 @@ def reproduce_walls(
         seeds: Seeds of the trainings that are tested.
         epochs: Instead of the YAMLs'.
         workers: Trainings at a time, each with one thread or on a GPU in turn.
+
+    Raises:
+        InputError: There is no such row.
     """
+    known = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+    names = rows or known
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(f"there are no rows {unknown}; rows are {', '.join(known)}")
     out.mkdir(parents=True, exist_ok=True)
-    names = rows or sorted(file.stem for file in CONFIGS.glob("*.yaml"))
 
     def done() -> list[dict[str, Any]]:
         return read_rows(out / "rows.jsonl") if (out / "rows.jsonl").exists() else []

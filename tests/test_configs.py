@@ -21,13 +21,14 @@ def build(config):
     from sciml_monarch.mri.data import MRIData
     from sciml_monarch.mri.task import ReconTask
     from sciml_monarch.pde.data import TrajectoryData
+    from sciml_monarch.pde.pair_data import PairData
     from sciml_monarch.pde.task import PDETask
 
     values = yaml.safe_load(config.read_text())
     mri = values["data"]["class_path"] == "MRIData"
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(ReconTask if mri else PDETask, "model")
-    parser.add_subclass_arguments(MRIData if mri else TrajectoryData, "data")
+    parser.add_subclass_arguments(MRIData if mri else (TrajectoryData, PairData), "data")
     model = {"class_path": "PDETask"} | values["model"]
     parsed = parser.instantiate(parser.parse_object({"model": model, "data": values["data"]}))
     return parsed.model, parsed.data, values
@@ -38,7 +39,7 @@ def test_every_configuration_builds_its_network(config):
     task, data, values = build(config)
     assert values["trainer"]["max_epochs"] > 0
     if hasattr(task, "surrogate"):
-        assert task.surrogate.net.in_channels == data.n_history
+        assert task.surrogate.net.in_channels == getattr(data, "n_history", 1)  # of pairs one
         assert (values.get("monitor", "auto") is None) == (data.n_val == 0)
     else:
         assert not (task.net.needs_maps and data.maps is None)
