@@ -68,7 +68,7 @@ def inverse_ffts() -> str:
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"accuracy": accuracy, "speed": speed},
+    "README.md": {"accuracy": accuracy, "speed": speed, "few_slices": mri.summary},
     "results/README.md": {
         "mri_time_cpu": partial(mri.time_and_memory, "benchmark_mri_cpu.json"),
         "speed_cpu": partial(fast.works, "benchmark_cpu.json"),

@@ -131,6 +131,17 @@ def unrolled(mask: str, test: str) -> str:
     return _table(rows_of("unrolled"), (*CLASSICAL, *UNROLLED), columns)
 
 
+def summary() -> str:
+    """Few and many slices, the mask of the training: what the README shows."""
+    columns = {
+        f"{mask} {r}x, {n}": Column(mask, r, n, "same")
+        for mask in MASKS
+        for r in (4, 8)
+        for n in (SLICES[0], SLICES[2])
+    }
+    return _table(rows_of("unrolled"), (*CLASSICAL, "MoDL", OURS), columns)
+
+
 def real(scan: str) -> str:
     """A real brain slice that nothing was trained on; a line that says so where no network was tested on it."""
     rows = rows_of("unrolled", "real")
