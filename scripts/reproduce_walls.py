@@ -3,10 +3,11 @@
     python scripts/reproduce_walls.py --data DIR --out results/walls
 
 Each YAML in configs/darcy is a row: either network, with and without zeros appended to the hidden fields. DIR holds
-neuraloperator's ``darcy_train_16.pt``, ``darcy_test_16.pt`` and ``darcy_test_32.pt``. A learning rate is chosen for
-each row with one seed by the last 100 training pairs, which are then trained on too, with each seed. Networks of the
-last epoch are tested, at the resolution of the training and at twice that, everywhere and near the walls.
-``rows.jsonl`` gets a line for each training; what is there is left out: an interrupted run goes on.
+neuraloperator's ``darcy_train_16.pt``, ``darcy_test_16.pt`` and ``darcy_test_32.pt``, or with ``--resolution 32`` what
+``simulate_darcy.py`` makes. A learning rate is chosen for each row with one seed by the last 100 training pairs, which
+are then trained on too, with each seed. Networks of the last epoch are tested, at the resolution of the training and
+at twice that, everywhere and near the walls. ``rows.jsonl`` gets a line for each training; what is there is left out:
+an interrupted run goes on.
 """
 
 import json
@@ -35,7 +36,7 @@ from sciml_monarch.training import quiet
 CONFIGS = Path(__file__).resolve().parents[1] / "configs/darcy"
 N_VALIDATION = 100
 WALL = 1 / 8  # of the domain, from each wall
-Job = tuple[str, float, int, bool]  # row, learning rate, seed, whether it is tested
+Job = tuple[str, int, float, int, bool]  # row, resolution, learning rate, seed, whether it is tested
 
 
 def near_walls(n: int) -> Tensor:
@@ -70,14 +71,16 @@ def train(job: Job, data: Path, epochs: int | None, device: int | None) -> dict[
         epochs: Instead of the YAML's.
         device: Number of the GPU; ``None``: the CPU.
     """
-    name, rate, seed, tested = job
+    name, n, rate, seed, tested = job
     quiet()
     torch.set_num_threads(1)
     config = read_config(CONFIGS / f"{name}.yaml")
     config["model"]["init_args"]["optimization"]["learning_rate"] = rate
-    own = config["data"]["init_args"]
-    own["train_path"] = str(data / Path(own["train_path"]).name)
-    own["test_paths"] = [str(data / Path(path).name) for path in own["test_paths"]]
+    arguments, own = config["model"]["init_args"]["net"]["init_args"], config["data"]["init_args"]
+    if "grid" in arguments:
+        arguments["grid"] = [n, n]
+    own["train_path"] = str(data / f"darcy_train_{n}.pt")
+    own["test_paths"] = [str(data / f"darcy_test_{m}.pt") for m in (n, 2 * n)]
     if not tested:
         own |= {"n_train": own["n_train"] - N_VALIDATION, "n_val": N_VALIDATION}
     epochs = epochs or config["trainer"]["max_epochs"]
@@ -87,7 +90,7 @@ def train(job: Job, data: Path, epochs: int | None, device: int | None) -> dict[
     with TemporaryDirectory() as folder:
         more = {"check_val_every_n_epoch": epochs}
         trainer = fit_row(config, task, pairs, callbacks, Path(folder) / "run", epochs, device, more)
-    row: dict[str, Any] = {"row": name, "learning_rate": rate, "seed": seed, "epochs": epochs}
+    row: dict[str, Any] = {"row": name, "resolution": n, "learning_rate": rate, "seed": seed, "epochs": epochs}
     row |= {"n_parameters": n_parameters(task), "n_train": own["n_train"], "seconds": time.monotonic() - start}
     if tested:
         row["errors"] = {Path(path).stem: errors(task.surrogate, Path(path)) for path in own["test_paths"]}
@@ -96,9 +99,9 @@ def train(job: Job, data: Path, epochs: int | None, device: int | None) -> dict[
     return row | provenance(torch.device("cpu" if device is None else f"cuda:{device}"))
 
 
-def chosen(rows: Sequence[dict[str, Any]], name: str) -> float:
+def chosen(rows: Sequence[dict[str, Any]], name: str, resolution: int) -> float:
     """The learning rate of a row that is best on validation pairs."""
-    tried = [row for row in rows if row["row"] == name and "validation" in row]
+    tried = [row for row in rows if (row["row"], row["resolution"]) == (name, resolution) and "validation" in row]
     return float(min(tried, key=lambda row: row["validation"])["learning_rate"])
 
 
@@ -113,6 +116,8 @@ def _run(todo: list[Job], out: Path, data: Path, epochs: int | None, workers: in
     Raises:
         SystemExit: A process ended with an error.
     """
+    if not todo:
+        return
     n_gpus = torch.cuda.device_count()
     context = mp.get_context("spawn")
     jobs, found = context.Queue(), context.Queue()
@@ -140,6 +145,7 @@ def reproduce_walls(
     data: Path,
     out: Path = Path("results/walls"),
     rows: list[str] | None = None,
+    resolution: int = 16,
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2),
     seeds: tuple[int, ...] = (0, 1, 2),
     epochs: int | None = None,
@@ -151,6 +157,7 @@ def reproduce_walls(
         data: Folder of the files.
         out: Folder of ``rows.jsonl``.
         rows: Names of YAMLs in configs/darcy; all by default.
+        resolution: Points per axis of the training.
         rates: Learning rates to choose from.
         seeds: Seeds of the trainings that are tested.
         epochs: Instead of the YAMLs'.
@@ -170,12 +177,15 @@ def reproduce_walls(
         return read_rows(out / "rows.jsonl") if (out / "rows.jsonl").exists() else []
 
     def left(jobs: list[Job]) -> list[Job]:
-        have = {(row["row"], row["learning_rate"], row["seed"], "errors" in row) for row in done()}
+        keys = ("row", "resolution", "learning_rate", "seed")
+        have = {(*(row[key] for key in keys), "errors" in row) for row in done()}
         return [job for job in jobs if job not in have]
 
-    _run(left([(name, rate, seeds[0], False) for name in names for rate in rates]), out, data, epochs, workers)
-    best = {name: chosen(done(), name) for name in names}
-    _run(left([(name, best[name], seed, True) for seed in seeds for name in names]), out, data, epochs, workers)
+    trials = [(name, resolution, rate, seeds[0], False) for name in names for rate in rates]
+    _run(left(trials), out, data, epochs, workers)
+    best = {name: chosen(done(), name, resolution) for name in names}
+    tested = [(name, resolution, best[name], seed, True) for seed in seeds for name in names]
+    _run(left(tested), out, data, epochs, workers)
 
 
 if __name__ == "__main__":

@@ -49,11 +49,11 @@ def test_an_eighth_of_the_domain_from_each_wall_is_near_it(program, n):
 
 @pytest.mark.parametrize("name", ["fno_padded", "monarch_fno"])
 def test_a_training_is_validated_or_tested(program, data, few_pairs, name):
-    row = program.train((name, 1e-3, 0, False), data, 1, None)
+    row = program.train((name, 16, 1e-3, 0, False), data, 1, None)
     assert row["n_train"] == 16
     assert row["validation"] > 0
     assert "errors" not in row
-    row = program.train((name, 1e-3, 0, True), data, 1, None)
+    row = program.train((name, 16, 1e-3, 0, True), data, 1, None)
     assert row["n_train"] == 20
     assert "validation" not in row
     assert set(row["errors"]) == {"darcy_test_16", "darcy_test_32"}
@@ -68,18 +68,19 @@ def test_the_rate_is_chosen_by_validation_and_what_is_there_is_left_out(program,
     def run(todo, out, *more):
         asked.append(todo)
         with (out / "rows.jsonl").open("a") as file:
-            for row, rate, seed, tested in todo:
+            for row, n, rate, seed, tested in todo:
                 found = {"errors": {}} if tested else {"validation": abs(rate - 2e-3)}
-                file.write(json.dumps({"row": row, "learning_rate": rate, "seed": seed} | found) + "\n")
+                own = {"row": row, "resolution": n, "learning_rate": rate, "seed": seed}
+                file.write(json.dumps(own | found) + "\n")
 
     monkeypatch.setattr(program, "_run", run)
     program.reproduce_walls(data, tmp_path, ["fno"], rates=(1e-3, 2e-3), seeds=(0, 1))
     assert asked == [
-        [("fno", 1e-3, 0, False), ("fno", 2e-3, 0, False)],
-        [("fno", 2e-3, 0, True), ("fno", 2e-3, 1, True)],
+        [("fno", 16, 1e-3, 0, False), ("fno", 16, 2e-3, 0, False)],
+        [("fno", 16, 2e-3, 0, True), ("fno", 16, 2e-3, 1, True)],
     ]
     asked.clear()
     program.reproduce_walls(data, tmp_path, ["fno"], rates=(1e-3, 2e-3), seeds=(0, 1, 2))
-    assert asked == [[], [("fno", 2e-3, 2, True)]]
+    assert asked == [[], [("fno", 16, 2e-3, 2, True)]]
     with pytest.raises(InputError, match="there are no rows"):
         program.reproduce_walls(data, tmp_path, ["unet"])
