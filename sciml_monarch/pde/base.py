@@ -69,20 +69,22 @@ class Operator(nn.Module, ABC):
         return []
 
 
-def rollout(net: Operator, history: Tensor, n_steps: int) -> Tensor:
+def rollout(net: Operator, history: Tensor, n_steps: int, increment: Tensor | None = None) -> Tensor:
     """Feeds a network its own predictions.
 
     Args:
         net: The network; it maps ``n_history * c`` channels to ``c``.
         history: Known frames ``(b, n_history, c, *grid)``.
         n_steps: Frames to predict, at least 1.
+        increment: Scale ``(c,)`` of increments, in the units of ``history``: a frame is the frame before it plus
+            ``increment`` times the network's output. ``None``: a frame is the output itself.
 
     Returns:
         Predicted frames ``(b, n_steps, c, *grid)``.
 
     Raises:
-        InputError: The channels do not fit the network, or more than one step is asked of a network whose output
-            cannot be its next input.
+        InputError: The channels do not fit the network, or more than one step, or increments, are asked of a network
+            whose output cannot be its next input.
     """
     n_history, channels = history.shape[1:3]
     if n_history * channels != net.in_channels:
@@ -95,11 +97,20 @@ def rollout(net: Operator, history: Tensor, n_steps: int) -> Tensor:
             f"a roll-out of {n_steps} steps needs as many output channels as fields ({channels}), "
             f"but the network has {net.out_channels}"
         )
+    if increment is not None:
+        if net.out_channels != channels:
+            raise InputError(
+                f"increments are added to frames of {channels} fields, but the network has {net.out_channels} output "
+                "channels"
+            )
+        increment = increment.view(-1, *(1,) * (history.ndim - 3))  # (c, 1, ...)
     prepared = net.prepare(tuple(history.shape[3:]))
     x = history.flatten(1, 2)  # (b, n_history * c, *grid)
     frames = []
     for _ in range(n_steps):
         frame = net(x, prepared)  # (b, c, *grid)
+        if increment is not None:
+            frame = x[:, -channels:] + increment * frame
         frames.append(frame)
         if len(frames) < n_steps:
             x = torch.cat([x[:, channels:], frame], 1)

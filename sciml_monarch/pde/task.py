@@ -1,6 +1,8 @@
 """Training of an operator by roll-out, as a Lightning module."""
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,13 +12,15 @@ from torch import Tensor, nn
 
 from sciml_monarch import optimization
 from sciml_monarch.errors import InputError
-from sciml_monarch.hub import CHECKPOINT_KEY, surrogate_config
+from sciml_monarch.hub import CHECKPOINT_KEY, load_surrogate, surrogate_config
 from sciml_monarch.monarch.structure import follow_state_dicts
 from sciml_monarch.optimization import make_optimizer
 from sciml_monarch.pde.base import Operator
 from sciml_monarch.pde.data import PairData, TrajectoryData
+from sciml_monarch.pde.description import Description
 from sciml_monarch.pde.graph import GraphedLoss
 from sciml_monarch.pde.metrics import relative_l2, relative_l2_per_step
+from sciml_monarch.pde.rollout_training import generator_at, increment_scale, with_noise
 from sciml_monarch.pde.surrogate import Surrogate
 from sciml_monarch.pde.symmetry import SymmetryGroup
 
@@ -68,6 +72,16 @@ class PDETask(L.LightningModule):
             at the first step. Not for ``FNO``, whose FFTs are complex.
         symmetry: Symmetries of the equation; each trajectory of a batch is moved by a random one of them before the
             network sees it. For data of one scalar field. Validation and test data stay as they are.
+        increment: Predict the change from the last frame instead of the frame (:class:`Surrogate`); for trajectories.
+        noise: Standard deviation, in units of each field's own, of Gaussian noise on the known frames in training;
+            the target stays, so that the network learns to correct errors of the size that it makes itself (F-FNO,
+            Tran et al., ICLR 2023, section 3). See :func:`~sciml_monarch.pde.rollout_training.with_noise`.
+        init_from: Checkpoint or folder of a network of the same class and arguments to begin from. Weights and
+            normalisation are taken from there; optimiser, schedule, epochs and all other options are those of this
+            training. It must be there on a resume too.
+
+    Raises:
+        InputError: An option is out of range, or ``init_from`` holds another network.
     """
 
     def __init__(
@@ -78,21 +92,49 @@ class PDETask(L.LightningModule):
         cuda_graph: bool = False,
         compile_net: bool = False,
         symmetry: SymmetryGroup | None = None,
+        increment: bool = False,
+        noise: float = 0.0,
+        init_from: str | Path | None = None,
     ) -> None:
         super().__init__()
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise InputError(f"ema_decay is {ema_decay}; it must lie between 0 and 1")
-        self.surrogate = Surrogate(net)
+        if not 0 <= noise < math.inf:
+            raise InputError(f"noise is {noise}; it must be a standard deviation, 0 or more and finite")
+        self.surrogate = Surrogate(net, increment=increment)
         self.optimization = optimization
         self.ema_decay = ema_decay
         self.cuda_graph = cuda_graph
         self.compile_net = compile_net
         self.symmetry = symmetry
+        self.noise = noise
+        self.init_from = init_from
+        self._n_trained: int | None = None
         # asked before the precision plugin converts the parameters
         self._is_complex = any(p.is_complex() for p in net.parameters())
         # a plain attribute: the loss shares the surrogate's parameters, which are registered once
         self._loss = GraphedLoss(RolloutLoss(self.surrogate)) if cuda_graph else None
         follow_state_dicts(self)
+        if init_from is not None:
+            self._begin_from(init_from)
+
+    def _begin_from(self, path: str | Path) -> None:
+        """Takes weights, normalisation and description of a trained network.
+
+        Raises:
+            InputError: It cannot be loaded, or class, arguments or ``increment`` are not those of this network.
+        """
+        theirs = load_surrogate(path)
+        for name, their, our in (
+            ("class", type(theirs.net).__name__, type(self.network).__name__),
+            ("arguments", theirs.net.config, self.network.config),
+            ("increment", theirs.increment_scale is not None, self.surrogate.increment_scale is not None),
+        ):
+            if their != our:
+                raise InputError(f"{path}: init_from is of another network: its {name} is {their}, not {our}")
+        # through the task, which takes on the Monarch layers of the state
+        self.load_state_dict({f"surrogate.{name}": value for name, value in theirs.state_dict().items()})
+        self.surrogate.describe(theirs.description)
 
     @property
     def network(self) -> Operator:
@@ -106,11 +148,38 @@ class PDETask(L.LightningModule):
         if self.compile_net:
             self.surrogate.net.compile()
 
+    def train_on_first(self, n_steps: int | None) -> None:
+        """Lets the training loss cover the first target frames only; the roll-out ends there too.
+
+        Validation and test keep their whole length. :class:`~sciml_monarch.pde.rollout_training.RolloutCurriculum`
+        calls this in the course of a training, which begins with all of them.
+
+        Args:
+            n_steps: How many; ``None``: all.
+
+        Raises:
+            InputError: The targets have fewer frames.
+        """
+        length = self.surrogate.description.n_steps
+        if n_steps is not None and not 1 <= n_steps <= length:
+            raise InputError(f"a loss on the first {n_steps} frames: the data has n_steps {length}; take 1 to {length}")
+        if n_steps == self._n_trained:
+            return
+        self._n_trained = n_steps
+        if self.cuda_graph:
+            for parameter in self.parameters():  # gradients lie in the memory of the graph that goes
+                parameter.grad = None
+            self._loss = GraphedLoss(RolloutLoss(self.surrogate))
+
     def setup(self, stage: str) -> None:
-        """Takes description and normalisation from the data."""
+        """Takes description and normalisation from the data; the latter is kept with ``init_from``."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, TrajectoryData | PairData):
             raise InputError(f"PDETask trains on TrajectoryData or PairData, not on {type(data).__name__}")
+        if self.surrogate.increment_scale is not None and isinstance(data, PairData):
+            raise InputError("increments are changes from frame to frame, which pairs lack; set increment to false")
+        if self.init_from is not None:
+            self._check_same_fields(data.description)
         self.surrogate.describe(data.description)
         if self.symmetry is not None:
             if isinstance(data, PairData):
@@ -119,9 +188,9 @@ class PDETask(L.LightningModule):
         if self.compile_net:
             self.surrogate.net.compile()
         if stage == "fit":
-            statistics = data.statistics()
-            targets = data.target_statistics() if isinstance(data, PairData) else statistics
-            self.surrogate.set_normalization(*statistics, *targets)
+            self.train_on_first(None)  # whatever an earlier training ended with
+            if self.init_from is None:  # else the weights are of use with their own normalisation alone
+                self._normalize_for(data)
             if self._is_complex and self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
                 name = type(self.surrogate.net).__name__
                 raise InputError(
@@ -131,9 +200,31 @@ class PDETask(L.LightningModule):
             if self.cuda_graph and (self.trainer.world_size > 1 or self.trainer.accumulate_grad_batches > 1):
                 raise InputError("cuda_graph needs one device and no gradient accumulation; switch one of them off")
 
+    def _normalize_for(self, data: TrajectoryData | PairData) -> None:
+        statistics = data.statistics()
+        if isinstance(data, PairData):
+            self.surrogate.set_normalization(*statistics, *data.target_statistics())
+        elif self.surrogate.increment_scale is None:
+            self.surrogate.set_normalization(*statistics, *statistics)
+        else:
+            self.surrogate.set_normalization(*statistics, *statistics, increment_scale(data))
+
+    def _check_same_fields(self, new: Description) -> None:
+        """Refuses data whose frames are not those of the network that the training begins from."""
+        old = self.surrogate.description
+        for name in ("fields", "units", "n_history"):
+            if getattr(old, name) != getattr(new, name):
+                raise InputError(
+                    f"{self.init_from}: init_from was trained on {name} {getattr(old, name)}, "
+                    f"but the data has {getattr(new, name)}"
+                )
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch ``(history, target)``."""
         history, target = self._moved(batch, batch_idx)
+        history = self._noisy(history, batch_idx)
+        if self._n_trained is not None:
+            target = target[:, : self._n_trained]
         loss = self._loss(history, target) if self._loss else RolloutLoss(self.surrogate)(history, target)
         self.log(
             "train/loss",
@@ -151,12 +242,19 @@ class PDETask(L.LightningModule):
         history, target = batch
         if self.symmetry is None:
             return batch
-        # a seed for each batch: a training that is resumed draws what one without a break draws
-        place = (self.current_epoch << 24) + batch_idx
-        seed = (torch.initial_seed() * 0x9E3779B1 + place * 0x10001 + self.global_rank) % 2**63
-        drawn = self.symmetry.draw(len(history), history.shape[3:], torch.Generator().manual_seed(seed))
+        drawn = self.symmetry.draw(len(history), history.shape[3:], self._generator("symmetry", batch_idx))
         moved = self.symmetry.apply(torch.cat([history, target], 1), *drawn)
         return moved[:, : history.shape[1]], moved[:, history.shape[1] :]
+
+    def _noisy(self, history: Tensor, batch_idx: int) -> Tensor:
+        """The known frames with noise, drawn anew in each epoch."""
+        if self.noise == 0:
+            return history
+        return with_noise(history, self.noise * self.surrogate.input_std, self._generator("noise", batch_idx))
+
+    def _generator(self, purpose: str, batch_idx: int) -> torch.Generator:
+        """One for each batch: a training that is resumed draws what one without a break draws."""
+        return generator_at(purpose, torch.initial_seed(), self.current_epoch, batch_idx, self.global_rank)
 
     def on_train_epoch_end(self) -> None:
         """Stops a training that has diverged, which would otherwise run on for hours."""
@@ -205,15 +303,21 @@ class PDETask(L.LightningModule):
         return make_optimizer(self, self.surrogate.net.transform_parameters(), self.optimization)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on from a checkpoint of another network, or with averaging switched on or off.
+        """Refuses to go on from a checkpoint of another network, or with averaging or increments switched on or off.
 
         Raises:
-            InputError: Network, arguments or averaging differ from those of the checkpoint.
+            InputError: Network, arguments, averaging or ``increment`` differ from those of the checkpoint.
         """
         theirs, ours = checkpoint[CHECKPOINT_KEY], surrogate_config(self.surrogate)
         for key in ("net", "arguments"):
             if theirs[key] != ours[key]:
                 raise InputError(f"a checkpoint of another network: its {key} is {theirs[key]}, not {ours[key]}")
+        increments = "surrogate.increment_scale" in checkpoint["state_dict"]
+        if increments != (self.surrogate.increment_scale is not None):
+            raise InputError(
+                f"increment is {not increments}, but the checkpoint's network predicts "
+                f"{'increments' if increments else 'frames'}; resume as it was started"
+            )
         if ("current_model_state" in checkpoint) != (self.ema_decay is not None):
             raise InputError(
                 f"ema_decay is {self.ema_decay}, but the checkpoint was trained "
