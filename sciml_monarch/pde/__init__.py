@@ -4,6 +4,7 @@ from sciml_monarch.pde.base import Operator, n_parameters, rollout
 from sciml_monarch.pde.description import Description
 from sciml_monarch.pde.fno import FNO, MonarchFNO
 from sciml_monarch.pde.metrics import relative_l2
+from sciml_monarch.pde.residual_fno import ResidualMonarchFNO
 from sciml_monarch.pde.solvers.navier_stokes import simulate_navier_stokes
 from sciml_monarch.pde.solvers.random_field import gaussian_random_field
 from sciml_monarch.pde.solvers.vorticity import fno_forcing
@@ -19,6 +20,7 @@ __all__ = [
     "MonarchSpectralConv",
     "Operator",
     "OperatorTransformer",
+    "ResidualMonarchFNO",
     "Surrogate",
     "UNet",
     "fno_forcing",

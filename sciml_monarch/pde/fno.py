@@ -236,7 +236,7 @@ class MonarchFNO(Operator):
         if prepared is None:
             prepared = self.prepare(tuple(grid))
         per_layer = len(prepared) // len(self.convs)
-        x = torch.cat([x, _coordinates(grid, x).expand(x.shape[0], -1, *grid)], 1)
+        x = torch.cat([x, coordinates(grid, x).expand(x.shape[0], -1, *grid)], 1)
         x = _with_zeros(self.lifting(x.flatten(2)).unflatten(2, grid), padded(grid, self.padding))
         inner = x.shape[2:]
         source = None  # the fields whose GELU x is: kept for the backward pass in place of x
@@ -254,7 +254,7 @@ class MonarchFNO(Operator):
             if self.mlps:
                 x, source = self.mlps[i](x.flatten(2)).unflatten(2, inner), None
         x = _cut(x, grid)
-        layers = _perceptron(self.projection)
+        layers = dense_perceptron(self.projection)
         if layers is not None:
             first, last = layers
             assert first.bias is not None  # as such a perceptron has
@@ -294,7 +294,7 @@ def _is_plain_map(module: nn.Module) -> TypeGuard[nn.Conv1d]:
     return module.kernel_size == module.stride == (1,) and module.groups == 1 and module.padding in ((0,), "valid")
 
 
-def _perceptron(module: nn.Module) -> tuple[nn.Conv1d, nn.Conv1d] | None:
+def dense_perceptron(module: nn.Module) -> tuple[nn.Conv1d, nn.Conv1d] | None:
     """The two linear maps of a module that is these and a GELU between them, and may be computed as such."""
     if type(module) is not nn.Sequential or len(module) != 3:
         return None
@@ -307,7 +307,7 @@ def _perceptron(module: nn.Module) -> tuple[nn.Conv1d, nn.Conv1d] | None:
     return first, last
 
 
-def _coordinates(grid: Sequence[int], like: Tensor) -> Tensor:
+def coordinates(grid: Sequence[int], like: Tensor) -> Tensor:
     """Coordinates of the points in units of the domain length, ``(1, d, *grid)``, left end included."""
     axes = [torch.arange(n, device=like.device, dtype=like.dtype) / n for n in grid]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).unsqueeze(0)
