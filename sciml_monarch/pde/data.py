@@ -123,7 +123,7 @@ class TrajectoryData(L.LightningDataModule):
                 starts = source.n_times - self.n_history - self.n_steps + 1
             self._parts = {
                 "train": self._windows(range(self.n_train), self.n_steps, starts),
-                "val": self._windows(range(first_val, first_val + self.n_val), self.n_steps),
+                "val": self._windows(range(first_val, first_val + self.n_val), self._n_val_steps()),
                 "test": self._windows(range(first_val + self.n_val, n_total), self._n_test_steps()),
             }
 
@@ -136,7 +136,7 @@ class TrajectoryData(L.LightningDataModule):
         return training_loader(self, self._part("train"), self.batch_size, self.loader)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Batches in the order of the file; no loader without validation trajectories."""
+        """Batches in the order of the file, with ``val_steps`` frames to predict; none without such trajectories."""
         return evaluation_loader(self._part("val"), self.batch_size, self.loader) if self.n_val else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
@@ -188,6 +188,9 @@ class TrajectoryData(L.LightningDataModule):
     def _windows(self, trajectories: range, n_steps: int, n_starts: int = 1) -> Windows:
         return Windows(self.source, trajectories, self.n_history, n_steps, n_starts, self.loader.stride)
 
+    def _n_val_steps(self) -> int:
+        return self.n_steps if self.loader.val_steps is None else self.loader.val_steps
+
     def _n_test_steps(self) -> int:
         return self.n_steps if self.loader.test_steps is None else self.loader.test_steps
 
@@ -199,12 +202,14 @@ class TrajectoryData(L.LightningDataModule):
                 f"{wanted} trajectories, but "
                 f"{source.path} has {source.n_trajectories}: the parts would overlap; lower one of them"
             )
-        n_steps = max(self.n_steps, self._n_test_steps() if self.n_test else 0)
+        n_steps = max(
+            self.n_steps, self._n_val_steps() if self.n_val else 0, self._n_test_steps() if self.n_test else 0
+        )
         if self.n_history + n_steps > source.n_times:
             raise InputError(
                 f"n_history {self.n_history} + {n_steps} steps of roll-out need "
                 f"{self.n_history + n_steps} times, "
-                f"but {source.path} has {source.n_times}; lower n_history, n_steps or test_steps"
+                f"but {source.path} has {source.n_times}; lower n_history, n_steps, val_steps or test_steps"
             )
         if any(n % self.loader.stride for n in source.grid):
             raise InputError(

@@ -33,6 +33,8 @@ class Loader:
             and test use the first window in either case.
         test_steps: Frames to predict in the test, ``n_steps`` by default; more shows where a roll-out
             diverges.
+        val_steps: Frames to predict in validation, ``n_steps`` by default; more validates roll-outs of a network that
+            is trained on single steps.
         seed: Of the order of training windows; that of epoch ``e`` depends on ``seed + e`` and nothing else.
         drop_last: Leave a last, smaller training batch out, so that all have one size (CUDA graphs need
             that).
@@ -46,12 +48,12 @@ class Loader:
     test_steps: int | None = None
     seed: int = 0
     drop_last: bool = False
+    val_steps: int | None = None
 
     def __post_init__(self) -> None:
         at_least(0, n_workers=self.n_workers)
         at_least(1, stride=self.stride)
-        if self.test_steps is not None:
-            at_least(1, test_steps=self.test_steps)
+        at_least(1, **{k: v for k in ("test_steps", "val_steps") if (v := getattr(self, k)) is not None})
         if self.windows not in ("first", "all"):
             raise InputError(f"windows {self.windows!r}: must be 'first' or 'all'")
         if self.preload and self.n_workers:

@@ -100,6 +100,14 @@ class TestTrajectoryData:
         assert next(iter(data.train_dataloader()))[1].shape[1] == 2
         assert data.description.grid == (2, 2)
 
+    @both_ways
+    def test_longer_validation_of_a_network_trained_on_single_steps(self, path, preload):
+        data = trajectory_data(path, n_steps=1, val_steps=5, windows="all", preload=preload)
+        assert next(iter(data.train_dataloader()))[1].shape[1] == 1
+        _, target = next(iter(data.val_dataloader()))
+        np.testing.assert_array_equal(target[:, :, 0].numpy(), WAVES[7:9, 3:8])
+        assert next(iter(data.test_dataloader()))[1].shape[1] == 1
+
     def test_description(self, path):
         description = trajectory_data(path).description
         assert description.fields == ("vorticity",)
@@ -277,7 +285,7 @@ class TestErrors:
         ):
             trajectory_data(path, n_train=8).setup()
 
-    @pytest.mark.parametrize("steps", [{"n_steps": 7}, {"test_steps": 7}], ids=str)
+    @pytest.mark.parametrize("steps", [{"n_steps": 7}, {"test_steps": 7}, {"val_steps": 7}], ids=str)
     def test_too_few_times(self, path, steps):
         with pytest.raises(
             InputError,
@@ -288,6 +296,7 @@ class TestErrors:
 
     def test_test_steps_matter_only_with_a_test_part(self, path):
         trajectory_data(path, n_test=0, test_steps=7).setup()
+        trajectory_data(path, n_val=0, val_steps=7).setup()
         data = trajectory_data(path, n_steps=6)
         data.setup()
         assert next(iter(data.train_dataloader()))[1].shape[1] == 6
@@ -334,6 +343,8 @@ class TestErrors:
             Loader(preload=True, n_workers=2)
         with pytest.raises(InputError, match=r"test_steps 0: must be 1"):
             Loader(test_steps=0)
+        with pytest.raises(InputError, match=r"val_steps 0: must be 1"):
+            Loader(val_steps=0)
 
     def test_empty_parts(self, path):
         data = trajectory_data(path, n_train=0, n_val=0, n_test=0)
