@@ -83,6 +83,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
 }
 TABLES["results/mri_few_slices/README.md"] |= {
+    "progress": mri.progress,
     **{f"margins_{test}": partial(mri.margins, test) for test in ("same", "other")},
     **{f"linear_{test}": partial(mri.linear, test) for test in ("same", "other")},
     **{f"real_{scan}": partial(mri.real, scan) for scan in ("pulseq_brain_16ch", "iraki_brain_16ch")},

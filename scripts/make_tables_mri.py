@@ -89,6 +89,12 @@ def _table(rows: list[Row], names: Sequence[str], columns: dict[str, Column]) ->
     return "\n".join(lines)
 
 
+def progress() -> str:
+    """How much of the protocol is done."""
+    done = sum(bool(row["n_slices"]) for row in read_rows(FOLDER / "rows.jsonl"))
+    return f"**{done} of {sum(len(cells(table)) for table in CELLS)} trainings are done.**"
+
+
 def margins(test: str) -> str:
     """Of the one recipe over tuned L1-wavelet, over the best of all baselines, and over its untrained start.
 

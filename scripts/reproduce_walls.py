@@ -83,7 +83,7 @@ def train(job: Job, data: Path, epochs: int | None, device: int | None) -> dict[
     own["test_paths"] = [str(data / f"darcy_test_{m}.pt") for m in (n, 2 * n)]
     if not tested:
         own |= {"n_train": own["n_train"] - N_VALIDATION, "n_val": N_VALIDATION}
-    epochs = epochs or config["trainer"]["max_epochs"]
+    epochs = n_epochs(name, epochs)
     L.seed_everything(seed, verbose=False)
     task, pairs, callbacks = build(config)
     start = time.monotonic()
@@ -99,9 +99,15 @@ def train(job: Job, data: Path, epochs: int | None, device: int | None) -> dict[
     return row | provenance(torch.device("cpu" if device is None else f"cuda:{device}"))
 
 
-def chosen(rows: Sequence[dict[str, Any]], name: str, resolution: int) -> float:
-    """The learning rate of a row that is best on validation pairs."""
-    tried = [row for row in rows if (row["row"], row["resolution"]) == (name, resolution) and "validation" in row]
+def n_epochs(name: str, epochs: int | None) -> int:
+    """Epochs of a row: the YAML's, or those that are given instead."""
+    return epochs or int(read_config(CONFIGS / f"{name}.yaml")["trainer"]["max_epochs"])
+
+
+def chosen(rows: Sequence[dict[str, Any]], name: str, resolution: int, epochs: int) -> float:
+    """The learning rate of a row that is best on validation pairs; trainings of other lengths do not count."""
+    own = (name, resolution, epochs)
+    tried = [row for row in rows if (row["row"], row["resolution"], row["epochs"]) == own and "validation" in row]
     return float(min(tried, key=lambda row: row["validation"])["learning_rate"])
 
 
@@ -178,12 +184,12 @@ def reproduce_walls(
 
     def left(jobs: list[Job]) -> list[Job]:
         keys = ("row", "resolution", "learning_rate", "seed")
-        have = {(*(row[key] for key in keys), "errors" in row) for row in done()}
-        return [job for job in jobs if job not in have]
+        have = {(*(row[key] for key in keys), "errors" in row, row["epochs"]) for row in done()}
+        return [job for job in jobs if (*job, n_epochs(job[0], epochs)) not in have]
 
     trials = [(name, resolution, rate, seeds[0], False) for name in names for rate in rates]
     _run(left(trials), out, data, epochs, workers)
-    best = {name: chosen(done(), name, resolution) for name in names}
+    best = {name: chosen(done(), name, resolution, n_epochs(name, epochs)) for name in names}
     tested = [(name, resolution, best[name], seed, True) for seed in seeds for name in names]
     _run(left(tested), out, data, epochs, workers)
 

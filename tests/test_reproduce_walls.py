@@ -65,12 +65,12 @@ def test_a_training_is_validated_or_tested(program, data, few_pairs, name):
 def test_the_rate_is_chosen_by_validation_and_what_is_there_is_left_out(program, data, tmp_path, monkeypatch):
     asked = []
 
-    def run(todo, out, *more):
+    def run(todo, out, data, epochs, workers):
         asked.append(todo)
         with (out / "rows.jsonl").open("a") as file:
             for row, n, rate, seed, tested in todo:
                 found = {"errors": {}} if tested else {"validation": abs(rate - 2e-3)}
-                own = {"row": row, "resolution": n, "learning_rate": rate, "seed": seed}
+                own = {"row": row, "resolution": n, "learning_rate": rate, "seed": seed, "epochs": epochs or 100}
                 file.write(json.dumps(own | found) + "\n")
 
     monkeypatch.setattr(program, "_run", run)
@@ -82,5 +82,8 @@ def test_the_rate_is_chosen_by_validation_and_what_is_there_is_left_out(program,
     asked.clear()
     program.reproduce_walls(data, tmp_path, ["fno"], rates=(1e-3, 2e-3), seeds=(0, 1, 2))
     assert asked == [[], [("fno", 16, 2e-3, 2, True)]]
+    asked.clear()
+    program.reproduce_walls(data, tmp_path, ["fno"], rates=(2e-3,), seeds=(0,), epochs=5)  # another training
+    assert asked == [[("fno", 16, 2e-3, 0, False)], [("fno", 16, 2e-3, 0, True)]]
     with pytest.raises(InputError, match="there are no rows"):
         program.reproduce_walls(data, tmp_path, ["unet"])

@@ -7,7 +7,6 @@ linear lifting and a two-layer projection.
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,8 @@ from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.kernels.spectral_layout import Activation
 from sciml_monarch.pde.base import Operator, Prepared
 from sciml_monarch.pde.mixing import ChannelMLP, Mixing, mixing_options, pointwise
-from sciml_monarch.pde.pointwise import pointwise_linear, pointwise_mlp
+from sciml_monarch.pde.perceptron import apply_perceptron, is_only, is_plain_map, perceptron
+from sciml_monarch.pde.pointwise import pointwise_linear
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv, prepare_alike
 
 
@@ -195,11 +195,7 @@ class MonarchFNO(Operator):
         self.mlps = nn.ModuleList(
             ChannelMLP(width, mlp_channels, blocks, rank) for _ in range(n_layers if mlp_channels else 0)
         )
-        self.projection = nn.Sequential(
-            pointwise(width, projection_channels, blocks=blocks, rank=rank),
-            nn.GELU(),
-            pointwise(projection_channels, out_channels, blocks=blocks, rank=rank),
-        )
+        self.projection = perceptron(width, projection_channels, out_channels, blocks, rank)
 
     @classmethod
     @torch.no_grad()
@@ -241,26 +237,20 @@ class MonarchFNO(Operator):
         inner = x.shape[2:]
         source = None  # the fields whose GELU x is: kept for the backward pass in place of x
         for i, (conv, skip) in enumerate(zip(self.convs, self.skips, strict=True)):
-            if _is_plain_map(skip) and skip.bias is None:
+            if is_plain_map(skip) and skip.bias is None:
                 shortcut = pointwise_linear(x, skip.weight[..., 0], source)
             else:
                 shortcut = skip(x.flatten(2)).unflatten(2, inner)
             matrices = prepared[i * per_layer : (i + 1) * per_layer]
             activation: Activation = "gelu" if i < len(self.convs) - 1 else "identity"
-            if _is_only(conv, MonarchSpectralConv):
+            if is_only(conv, MonarchSpectralConv):
                 x, source = conv.forward_with_source(x, matrices, shortcut, activation, source)
             else:
                 x, source = conv(x, matrices, shortcut, activation), None
             if self.mlps:
                 x, source = self.mlps[i](x.flatten(2)).unflatten(2, inner), None
         x = _cut(x, grid)
-        layers = dense_perceptron(self.projection)
-        if layers is not None:
-            first, last = layers
-            assert first.bias is not None  # as such a perceptron has
-            assert last.bias is not None
-            return pointwise_mlp(x, first.weight[..., 0], first.bias, last.weight[..., 0], last.bias)
-        return self.projection(x.flatten(2)).unflatten(2, grid)
+        return apply_perceptron(self.projection, x)
 
     def transform_parameters(self) -> list[nn.Parameter]:
         """The factors of all transforms; see :class:`Operator`."""
@@ -270,41 +260,6 @@ class MonarchFNO(Operator):
 
 def _are_alike(conv: MonarchSpectralConv, other: MonarchSpectralConv) -> bool:
     return (conv.grid, conv.n_modes) == (other.grid, other.n_modes)
-
-
-def _is_only(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling a module does what its class does and nothing else, so that another way may be taken.
-
-    Subclasses, parametrised modules (which are subclasses), hooks, weights that a hook computes, and a ``forward`` of
-    the object's own are what the call is for.
-    """
-    return type(module) is kind and "weight" in module._parameters and not _is_watched(module)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether a call of a module runs more, or other, than its class' ``forward``."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return "forward" in module.__dict__ or any(hooks)
-
-
-def _is_plain_map(module: nn.Module) -> TypeGuard[nn.Conv1d]:
-    """Whether a module is a linear map of the channels at every point and may be computed as one."""
-    if not isinstance(module, nn.Conv1d) or not _is_only(module, nn.Conv1d):
-        return False
-    return module.kernel_size == module.stride == (1,) and module.groups == 1 and module.padding in ((0,), "valid")
-
-
-def dense_perceptron(module: nn.Module) -> tuple[nn.Conv1d, nn.Conv1d] | None:
-    """The two linear maps of a module that is these and a GELU between them, and may be computed as such."""
-    if type(module) is not nn.Sequential or len(module) != 3:
-        return None
-    first, activation, last = module
-    exact = type(activation) is nn.GELU and activation.approximate == "none"
-    if not exact or _is_watched(module) or _is_watched(activation):
-        return None
-    if not _is_plain_map(first) or not _is_plain_map(last) or first.bias is None or last.bias is None:
-        return None
-    return first, last
 
 
 def coordinates(grid: Sequence[int], like: Tensor) -> Tensor:

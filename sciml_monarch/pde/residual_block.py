@@ -11,9 +11,8 @@ from torch.nn.functional import conv1d, conv2d, conv3d, gelu, pad
 from sciml_monarch.monarch import MonarchLinear
 from sciml_monarch.monarch.conv import MonarchConv1x1
 from sciml_monarch.monarch.kernels.spectral_layout import Activation
-from sciml_monarch.pde.fno import dense_perceptron
 from sciml_monarch.pde.mixing import pointwise
-from sciml_monarch.pde.pointwise import pointwise_mlp
+from sciml_monarch.pde.perceptron import apply_perceptron, perceptron
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv
 
 NormalizationKind = Literal["none", "instance", "layer"]
@@ -237,33 +236,3 @@ class ResidualBlock(nn.Module):
         if self.mlp is not None:
             y = apply_perceptron(self.mlp, y)
         return x + y if self.residual else y
-
-
-def perceptron(
-    in_channels: int, hidden_channels: int, out_channels: int, blocks: int | None, rank: int | None
-) -> nn.Sequential:
-    """Makes two linear maps of the channels of every point with a GELU between them, dense or Monarch.
-
-    Args:
-        in_channels: Channels of the input.
-        hidden_channels: Channels between the maps.
-        out_channels: Channels of the output.
-        blocks: As in :func:`~sciml_monarch.pde.mixing.pointwise`.
-        rank: As there.
-    """
-    return nn.Sequential(
-        pointwise(in_channels, hidden_channels, blocks=blocks, rank=rank),
-        nn.GELU(),
-        pointwise(hidden_channels, out_channels, blocks=blocks, rank=rank),
-    )
-
-
-def apply_perceptron(module: nn.Module, x: Tensor) -> Tensor:
-    """Applies such maps to fields ``(b, channels, *grid)``; dense ones without keeping the hidden channels."""
-    layers = dense_perceptron(module)
-    if layers is None:
-        return module(x.flatten(2)).unflatten(2, x.shape[2:])
-    first, last = layers
-    assert first.bias is not None  # as such a perceptron has
-    assert last.bias is not None
-    return pointwise_mlp(x, first.weight[..., 0], first.bias, last.weight[..., 0], last.bias)

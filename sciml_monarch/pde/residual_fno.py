@@ -11,7 +11,8 @@ from sciml_monarch.errors import InputError
 from sciml_monarch.pde.base import Operator, Prepared
 from sciml_monarch.pde.fno import coordinates
 from sciml_monarch.pde.mixing import pointwise
-from sciml_monarch.pde.residual_block import NormalizationKind, ResidualBlock, apply_perceptron, perceptron
+from sciml_monarch.pde.perceptron import apply_perceptron, perceptron
+from sciml_monarch.pde.residual_block import NormalizationKind, ResidualBlock
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv, mixing_matrices, prepare_alike
 
 LOCAL_KERNELS = (0, 1, 3, 5)

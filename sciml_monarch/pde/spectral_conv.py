@@ -217,6 +217,9 @@ def prepare_alike(layers: Sequence[MonarchSpectralConv], grid: Sequence[int]) ->
     Args:
         layers: Layers that were built for one grid, with the same modes.
         grid: Points per axis.
+
+    Raises:
+        InputError: The grid has another number of axes.
     """
     first = layers[0]
     if len(grid) != len(first.grid):

@@ -8,6 +8,7 @@ from tests.helpers import randn
 # what computes, copies or fills; all else allocates, or looks at memory in another way
 COMPUTING = {f"aten::{name}" for name in ("bmm", "mm", "copy_", "fill_", "add", "add_", "sub", "sub_", "mul", "mul_")}
 COMPUTING |= {f"aten::{name}" for name in ("neg", "sum", "cat", "index_select", "index_add_", "index_put_", "gather")}
+COMPUTING |= {f"aten::{name}" for name in ("addmm", "baddbmm", "div", "exp", "pow", "scatter_add_", "where", "zero_")}
 
 
 def launches(run):

@@ -1,4 +1,4 @@
-"""Increments, noise, a growing roll-out, a start from trained weights: neutral settings change nothing, bit by bit."""
+"""Increments and noise: neutral settings change nothing, bit by bit, and what is drawn is drawn again on a resume."""
 
 import dataclasses
 import json
@@ -9,78 +9,31 @@ import torch
 
 from sciml_monarch import InputError, load, save
 from sciml_monarch.cli import main
-from sciml_monarch.monarch import sparsify
 from sciml_monarch.pde import (
-    Description,
     MonarchFNO,
-    OperatorTransformer,
     Surrogate,
-    UNet,
     gaussian_random_field,
     rollout,
 )
-from sciml_monarch.pde.data import Loader, PairData, TrajectoryData
+from sciml_monarch.pde.data import PairData
 from sciml_monarch.pde.rollout_training import RolloutCurriculum, generator_at, increment_scale, with_noise
 from sciml_monarch.pde.symmetry import fno_forced_navier_stokes
 from sciml_monarch.pde.synthetic import write_neuralop_darcy
 from sciml_monarch.pde.task import Optimization, PDETask, RolloutLoss
-from sciml_monarch.training import LAST, fit
-
-CPU = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-OPTIMIZATION = Optimization(learning_rate=1e-2)
-TWO_FIELDS = Description(("u", "v"), ("m/s", "m/s"), (16,), (1.0,), 0.5, 3, 4)
-BUFFERS = {"input_mean", "input_std", "output_mean", "output_std"}
-
-
-def data(folder, n_steps=3, **options):
-    loader = Loader(preload=True, **options)
-    return TrajectoryData(folder, 6, 2, 2, n_history=3, n_steps=n_steps, batch_size=2, loader=loader)
-
-
-def monarch():
-    torch.manual_seed(1)
-    return MonarchFNO(3, 1, 6, (8, 8), (16, 16), n_layers=2, projection_channels=8)
-
-
-def train(task, source, out, epochs=2, callbacks=(), **options):
-    trainer_options = CPU | {"max_epochs": epochs, "callbacks": list(callbacks)}
-    fit(task, source, out, trainer_options=trainer_options, **options)
-    return load(out / LAST)
-
-
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def gradients(loss, net):
-    return torch.autograd.grad(loss, list(net.parameters()))
-
-
-def zero(net):
-    with torch.no_grad():
-        for p in net.parameters():
-            p.zero_()
-    return net
-
-
-class Watch(L.Callback):
-    """Keeps what the loss and the validation are given, and the loss of each batch."""
-
-    def __init__(self, task):
-        self.trained, self.validated, self.losses = [], [], []
-        self._rollout = task.surrogate.rollout
-        task.surrogate.rollout = self._watched
-        self._task = task
-
-    def _watched(self, history, n_steps):
-        seen = self.trained if self._task.training else self.validated
-        seen.append((history.clone(), n_steps))
-        return self._rollout(history, n_steps)
-
-    def on_train_batch_end(self, trainer, module, outputs, batch, index):
-        self.losses.append(outputs["loss"].item())
-
+from sciml_monarch.training import LAST
+from tests.pde.rollout_runs import (
+    BUFFERS,
+    CPU,
+    OPTIMIZATION,
+    TWO_FIELDS,
+    Watch,
+    data,
+    gradients,
+    monarch,
+    same,
+    train,
+    zero,
+)
 
 # neutral settings
 
@@ -279,172 +232,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(epoch, vorticity_folder, tmp_
         begin("parts", callbacks=[Interrupt()])
     torch.rand(17)
     assert same(begin("parts", resume=True), whole)
-
-
-# curriculum
-
-
-def test_stages_begin_at_their_fractions_of_the_epochs():
-    curriculum = RolloutCurriculum([1, 2, 5, 10], [0.0, 0.2, 0.5, 0.8])
-    assert [curriculum.n_steps(e, 10) for e in range(10)] == [1, 1, 2, 2, 2, 5, 5, 5, 10, 10]
-    assert [curriculum.n_steps(e, 2) for e in range(2)] == [
-        2,
-        10,
-    ]  # rounded: 0.4 to 0; 1.6 to 2, but epoch 1 is the last
-    assert RolloutCurriculum([1, 2], [0.0, 0.07]).n_steps(7, 100) == 2  # 0.07 * 100 is a little more than 7
-
-
-@pytest.mark.parametrize("cuda_graph", [False, True])
-def test_the_loss_of_each_stage_is_that_of_a_truncated_target(cuda_graph, vorticity_folder, tmp_path):
-    task = PDETask(monarch(), Optimization(learning_rate=1e-12), cuda_graph=cuda_graph)
-    watch, losses = Watch(task), []
-
-    class Graphs(L.Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, index):
-            losses.append(module._loss)
-            length = (1, 2, 3)[trainer.current_epoch]
-            expected = RolloutLoss(module.surrogate)(batch[0], batch[1][:, :length]).item()
-            assert outputs["loss"].item() == pytest.approx(expected, rel=1e-6)
-            assert expected != RolloutLoss(module.surrogate)(batch[0], batch[1][:, : length % 3 + 1]).item()
-            del watch.trained[-2:]
-
-    callbacks = [RolloutCurriculum([1, 2, 3], [0.0, 0.3, 0.7]), watch, Graphs()]
-    train(task, data(vorticity_folder), tmp_path, 3, callbacks)
-    assert [n for _, n in watch.trained] == [1] * 3 + [2] * 3 + [3] * 3
-    assert {n for _, n in watch.validated} == {3}
-    assert load(tmp_path / LAST).description.n_steps == 3
-    if cuda_graph:  # one capture of each length
-        assert [losses.index(loss) for loss in losses] == [0] * 3 + [3] * 3 + [6] * 3
-
-
-def test_no_gradient_comes_from_later_frames(vorticity_folder):
-    source = data(vorticity_folder)
-    task = PDETask(monarch())
-    task.surrogate.describe(source.description)
-    task.log = lambda *arguments, **options: None
-    history, target = next(iter(source.train_dataloader()))
-    whole = gradients(task.training_step((history, target), 0), task.network)
-    spoilt = target.clone()
-    spoilt[:, 2:] = torch.nan
-    task.train_on_first(2)
-    first = gradients(task.training_step((history, spoilt), 0), task.network)
-    expected = gradients(RolloutLoss(task.surrogate)(history, target[:, :2]), task.network)
-    assert all(torch.equal(a, b) for a, b in zip(first, expected, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(first, whole, strict=True))
-    task.train_on_first(None)
-    again = gradients(task.training_step((history, target), 0), task.network)
-    assert all(torch.equal(a, b) for a, b in zip(again, whole, strict=True))
-    with pytest.raises(InputError, match="first 4 frames: the data has n_steps 3; take 1 to 3"):
-        task.train_on_first(4)
-
-
-@pytest.mark.cuda
-def test_a_graph_captured_anew_trains_like_eager(vorticity_folder, tmp_path):
-    def begin(graph):
-        task = PDETask(monarch(), Optimization(learning_rate=1e-3), cuda_graph=graph, increment=True, noise=0.1)
-        options = {"accelerator": "cuda", "devices": 1, "max_epochs": 3}
-        callbacks = [RolloutCurriculum([1, 2, 3], [0.0, 0.3, 0.7])]
-        fit(
-            task,
-            data(vorticity_folder),
-            tmp_path / str(graph),
-            trainer_options=CPU | options | {"callbacks": callbacks},
-        )
-        return load(tmp_path / str(graph) / LAST).state_dict()
-
-    eager, graphed = begin(False), begin(True)
-    for name, value in eager.items():
-        assert (value - graphed[name]).norm() <= 1e-3 * (value.norm() + 1e-3), name
-
-
-@pytest.mark.parametrize(
-    ("steps", "at", "message"),
-    [
-        ([], [], "1 or more"),
-        ([1, 2], [0.0], "2 steps .* at 1 fractions"),
-        ([0, 2], [0.0, 0.5], "a stage has 0 frames"),
-        ([1, 2], [0.0, 1.0], "from 0 to less than 1"),
-        ([1, 2], [0.0, float("nan")], "from 0 to less than 1"),
-        ([1, 2], [0.1, 0.5], "must begin at 0, not at 0.1"),
-        ([1, 2, 3], [0.0, 0.5, 0.2], "0.2 follows 0.5; each must be greater"),
-        ([1, 2], [0.0, 0.0], "0.0 follows 0.0"),
-    ],
-)
-def test_curricula_that_make_no_sense_are_refused(steps, at, message):
-    with pytest.raises(InputError, match=message):
-        RolloutCurriculum(steps, at)
-
-
-def test_a_curriculum_that_does_not_fit_the_training_is_refused(vorticity_folder, tmp_path):
-    with pytest.raises(InputError, match=r"a stage has 5 frames, but the data has n_steps 3"):
-        train(PDETask(monarch()), data(vorticity_folder), tmp_path, 1, [RolloutCurriculum([1, 5], [0.0, 0.5])])
-    options = CPU | {"max_steps": 2, "callbacks": [RolloutCurriculum([1], [0.0])]}
-    with pytest.raises(InputError, match="max_epochs is -1"):
-        fit(PDETask(monarch()), data(vorticity_folder), tmp_path, trainer_options=options)
-    trainer = L.Trainer(**CPU, max_epochs=1, logger=False, enable_checkpointing=False)
-    with pytest.raises(InputError, match="not for LightningModule"):
-        RolloutCurriculum([1], [0.0]).on_fit_start(trainer, L.LightningModule())
-
-
-# beginning from trained weights
-
-
-@pytest.mark.parametrize("increment", [False, True])
-@pytest.mark.parametrize("ema_decay", [None, 0.5])
-def test_fine_tuning_begins_with_weights_and_normalisation_of_the_checkpoint(
-    increment, ema_decay, vorticity_folder, tmp_path
-):
-    single = data(vorticity_folder, n_steps=1)
-    task = PDETask(monarch(), OPTIMIZATION, ema_decay=ema_decay, increment=increment, noise=0.05)
-    before = train(task, single, tmp_path / "single")
-    source = data(vorticity_folder)
-    assert not torch.equal(source.statistics()[1], single.statistics()[1])  # of 6 frames, of 4
-    for path in (tmp_path / "single" / LAST, save(before, tmp_path / "shared")):
-        tuned = PDETask(monarch(), increment=increment, init_from=path)
-        assert same(tuned.surrogate, before)
-    options = Optimization(learning_rate=1e-12, weight_decay=0.0)
-    tuned = PDETask(zero(monarch()), options, increment=increment, init_from=tmp_path / "single" / LAST)
-    watch = Watch(tuned)
-    after = train(tuned, source, tmp_path / "tuned", 1, [watch])
-    for (name, a), b in zip(before.state_dict().items(), after.state_dict().values(), strict=True):
-        torch.testing.assert_close(a, b, msg=name, rtol=1e-6, atol=1e-9)
-        assert name.startswith("net.") or torch.equal(a, b), name
-    assert {n for _, n in watch.trained} == {3}
-    assert after.description.n_steps == 3
-    again = PDETask(monarch(), options, increment=increment, init_from=tmp_path / "single" / LAST)
-    train(again, source, tmp_path / "tuned", 2, resume=True)
-    assert same(again.surrogate, load(tmp_path / "tuned" / LAST))
-    assert torch.equal(again.surrogate.input_std, before.input_std)
-
-
-def test_fine_tuning_takes_on_the_monarch_layers_of_the_checkpoint(vorticity_folder, tmp_path):
-    def transformer():
-        return OperatorTransformer(3, 1, width=16, n_layers=1, n_heads=2)
-
-    sparse = transformer()
-    assert sparsify(sparse, blocks=2).converted
-    task = PDETask(sparse)
-    train(task, data(vorticity_folder), tmp_path, 1)
-    assert same(PDETask(transformer(), init_from=tmp_path / LAST).surrogate, task.surrogate)
-
-
-def test_beginning_from_another_network_is_refused(vorticity_folder, tmp_path):
-    train(PDETask(monarch()), data(vorticity_folder), tmp_path / "run", 1)
-    path = tmp_path / "run" / LAST
-    with pytest.raises(InputError, match="its class is MonarchFNO, not UNet"):
-        PDETask(UNet(3, 1, width=4), init_from=path)
-    with pytest.raises(InputError, match="its arguments"):
-        PDETask(MonarchFNO(3, 1, 4, (8, 8), (16, 16), n_layers=2, projection_channels=8), init_from=path)
-    with pytest.raises(InputError, match="its increment is False, not True"):
-        PDETask(monarch(), increment=True, init_from=path)
-    with pytest.raises(InputError, match="no such checkpoint"):
-        PDETask(monarch(), init_from=tmp_path / "none.ckpt")
-    shared = save(load(path), tmp_path / "shared")
-    config = json.loads((shared / "config.json").read_text())
-    config["description"]["fields"] = ["temperature"]
-    (shared / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"trained on fields \('temperature',\), but the data has \('vorticity',\)"):
-        train(PDETask(monarch(), init_from=shared), data(vorticity_folder), tmp_path / "other", 1)
 
 
 # from the command line

@@ -29,7 +29,8 @@ def measured_faster(sizes: Sizes, n_tokens: int, itemsize: int) -> bool:
         n_tokens: Rows of the input.
         itemsize: Bytes of an entry.
     """
-    return itemsize == 2 and n_tokens >= 16384 and min(sizes.n_in, sizes.n_out) >= 4096
+    large = n_tokens >= 16384 and min(sizes.n_in, sizes.n_out) >= 4096
+    return itemsize == 2 and large and min(sizes.k, sizes.l) >= 4
 
 
 @lru_cache(maxsize=4096)  # a layer asks at every pass; numbers of tokens vary

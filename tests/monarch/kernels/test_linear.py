@@ -10,7 +10,7 @@ from sciml_monarch.monarch.kernels import linear
 from sciml_monarch.monarch.kernels.backend import use_backend
 from sciml_monarch.monarch.kernels.linear import monarch_linear, reference
 from sciml_monarch.monarch.kernels.linear_configs import Plan, Sizes, fits
-from sciml_monarch.monarch.kernels.linear_plans import candidates, choose
+from sciml_monarch.monarch.kernels.linear_plans import candidates, choose, measured_faster
 from tests.helpers import TOLERANCE, let_the_compiler_learn_torch, needs_triton, randn, relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -349,3 +349,17 @@ def test_runs_in_a_cuda_graph():
         x.copy_(torch.randn_like(x))
         graph.replay()
         assert torch.equal(y, layer(x))
+
+
+def test_auto_is_for_what_was_measured():
+    large = Sizes(k=4, q=1024, p=1024, l=4, s=1024, r=1024, n_in=4096, n_out=4096)
+    assert measured_faster(large, 16384, 2)
+    two_blocks = large._replace(k=2, q=2048, p=2048, l=2, s=2048, r=2048)
+    for sizes, n_tokens, itemsize in (
+        (large, 16384, 4),
+        (large, 2048, 2),
+        (two_blocks, 16384, 2),
+        (large._replace(n_in=1024), 16384, 2),
+        (large._replace(n_out=1024), 16384, 2),
+    ):
+        assert not measured_faster(sizes, n_tokens, itemsize)
