@@ -71,6 +71,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"accuracy": accuracy, "speed": speed, "few_slices": mri.summary},
     "results/README.md": {
         "mri_time_cpu": partial(mri.time_and_memory, "benchmark_mri_cpu.json"),
+        "mri_time_h200": partial(mri.time_and_memory, "benchmark_mri_h200.json"),
+        "coils": partial(mri.coils, "benchmark_coils_cpu.json", "benchmark_coils_h200.json"),
         "speed_cpu": partial(fast.works, "benchmark_cpu.json"),
         "speed_h200_thin": partial(fast.works, "speed_h200_thin/first.json"),
         "inverse_ffts": inverse_ffts,
@@ -86,6 +88,7 @@ TABLES["results/mri_few_slices/README.md"] |= {
     "progress": mri.progress,
     **{f"margins_{test}": partial(mri.margins, test) for test in ("same", "other")},
     **{f"linear_{test}": partial(mri.linear, test) for test in ("same", "other")},
+    **{f"linear_margins_{test}": partial(mri.linear_margins, test) for test in ("same", "other")},
     **{f"real_{scan}": partial(mri.real, scan) for scan in ("pulseq_brain_16ch", "iraki_brain_16ch")},
 }
 

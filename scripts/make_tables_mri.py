@@ -26,7 +26,11 @@ UNROLLED = (
 )
 OURS = "MonarchISTA, growing"  # the one recipe that is compared
 BASELINES = (*CLASSICAL[:3], *UNROLLED[:4])
-LINEAR = ("density compensation", "U-Net", "MonarchSENSE")
+LINEAR = ("density compensation", "U-Net", "U-Net, residual", "MonarchSENSE", "MonarchSENSE, pair a coil")
+LINEAR_SLICES = (1, 2, 3, 5)
+LINEAR_BASELINES = ("zero-filled SENSE", "U-Net", "U-Net, residual", "density compensation", "CG-SENSE")
+ROOM = ("density compensation", "CG-SENSE")  # how much above zero-filled one can be
+COMPARED = {"times_faster_than_sigpy": ".0f", "largest_difference": ".0e"}
 NOT_YET, NOT_PLANNED = "not yet", "–"
 NOTHING = "Not measured yet."
 PLANNED = {(c.network, c.mask, c.acceleration, c.n_slices) for table in CELLS for c in cells(table)}
@@ -77,14 +81,14 @@ def _cell(rows: list[Row], name: str, column: Column) -> str:
 
 
 def _table(rows: list[Row], names: Sequence[str], columns: dict[str, Column]) -> str:
-    """A line for each method that has rows, a column for each title."""
+    """A line for each method that has rows or is planned, a column for each title."""
     lines = [f"| method | parameters | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
     for name in names:
         own = [row for row in rows if row["network"] == name]
-        if not own:
+        cells = [_cell(own, name, column) for column in columns.values()]
+        if not own and set(cells) == {NOT_PLANNED}:
             continue
         count = next((f"{row['n_parameters']:,}" for row in own if row.get("n_parameters")), "")
-        cells = [_cell(own, name, column) for column in columns.values()]
         lines.append(f"| {name} | {count} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -127,8 +131,23 @@ def linear(test: str) -> str:
     rows = rows_of("linear")
     if not any(row["network"] in LINEAR for row in rows):
         return NOTHING
-    columns = {f"{r}x, {n}": Column("poisson", r, n, test) for r in (2, 3, 4) for n in (1, 2, 3, 5)}
+    columns = {f"{r}x, {n}": Column("poisson", r, n, test) for r in (2, 3, 4) for n in LINEAR_SLICES}
     return _table(rows, (*CLASSICAL[:2], *LINEAR), columns)
+
+
+def linear_margins(test: str) -> str:
+    """Of MonarchSENSE over what it is compared with, and of two of these over zero-filled; as in :func:`margins`."""
+    rows, zero_filled = rows_of("linear"), LINEAR_BASELINES[0]
+    pairs = [("MonarchSENSE", name) for name in LINEAR_BASELINES] + [(name, zero_filled) for name in ROOM]
+    titles = [f"over {name}" for name in LINEAR_BASELINES] + [f"{name} over zero-filled" for name in ROOM]
+    lines = [f"| acceleration | training slices | {' | '.join(titles)} |", "|---|---|" + "---|" * len(titles)]
+    for acceleration, n in ((r, n) for r in (2, 3, 4) for n in LINEAR_SLICES):
+        column = Column("poisson", acceleration, n, test)
+        found = {name: _by_head(rows, name, column) for name in ("MonarchSENSE", *LINEAR_BASELINES)}
+        whole = {name: scores for name, scores in found.items() if len(scores) == N_HEADS}
+        cells = [_difference(whole.get(first), whole.get(second)) for first, second in pairs]
+        lines.append(f"| {acceleration}x | {n} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def unrolled(mask: str, test: str) -> str:
@@ -157,6 +176,20 @@ def real(scan: str) -> str:
     return _table(rows, names, {f"{mask} {r}x": Column(mask, r, 100, scan) for mask in MASKS for r in (2, 4, 8)})
 
 
+def coils(*files: str) -> str:
+    """Milliseconds of coil maps by ESPIRiT beside sigpy's, and the largest difference from sigpy's."""
+    lines = ["| method | device | ms | times faster than sigpy | largest difference |", "|---|---|---|---|---|"]
+    for file in files:
+        found = json.loads((ROOT / "results" / file).read_text())
+        beside = " beside it" if any(row["device"] == "cuda" for row in found["rows"]) else ""
+        for row in sorted(found["rows"], key=lambda row: row["device"] == "cpu"):
+            processor = f"CPU{beside}, {found['torch_threads']} thread"
+            device = found["device"] if row["device"] == "cuda" else processor
+            cells = [f"{row[key]:{form}}" if key in row else "" for key, form in COMPARED.items()]
+            lines.append(f"| {row['method']} | {device} | {row['milliseconds']:.1f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def time_and_memory(file: str) -> str:
     """Milliseconds (on a CPU those of its own) and peak of memory of a slice of 15 coils, error of the smaller."""
     found = json.loads((ROOT / "results" / file).read_text())
@@ -174,10 +207,15 @@ def time_and_memory(file: str) -> str:
             memory = row.get("peak_memory_bytes")
             measured = row["status"] == "measured"
             # what else a machine does lengthens the time by the clock, hardly that of the processor
-            cells += [f"{row['cpu_milliseconds'] or row['milliseconds']:.1f}" if measured else row["status"]]
+            cells += [_milliseconds(row["cpu_milliseconds"] or row["milliseconds"]) if measured else row["status"]]
             cells += [f"{memory / 1e6:.0f}" if memory else ""]
         error = rows[shapes[0]].get("relative_error")
         cells.append("" if error is None else f"{error:.0e}")
         count = next((f"{row['parameters']:,}" for row in rows.values() if row.get("parameters")), "")
         lines.append(f"| {method} | {package} | {count} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _milliseconds(value: float) -> str:
+    """Of what takes less than 10 ms, as on a GPU, two decimals."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

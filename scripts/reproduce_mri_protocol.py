@@ -57,10 +57,24 @@ class Gated(torch.nn.Module):
         return 16 * self.gate * self.module(x)
 
 
+class Residual(Gated):
+    """The same, added to what the module is given: nothing changes at first."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Applies all three."""
+        return x + super().forward(x)
+
+
 def start_at_zero(net: Any) -> Any:
     """Lets a VarNet begin at the zero-filled image, which the published start does not."""
     for cascade in net.cascades:
         cascade.model = Gated(cascade.model)
+    return net
+
+
+def residual_unet(net: Any) -> Any:
+    """Lets a U-Net learn what is missing in the zero-filled image, where fastMRI's has to paint all of it anew."""
+    net.unet = Residual(net.unet)
     return net
 
 
@@ -94,7 +108,9 @@ NETWORKS: dict[str, dict[str, Network]] = {
     "linear": {
         "density compensation": Network(DensityCompensation, LINEAR),
         "MonarchSENSE": Network(MonarchSENSE, LINEAR),
+        "MonarchSENSE, pair a coil": Network(lambda shape: MonarchSENSE(shape, n_coils=N_COILS), LINEAR),
         "U-Net": Network(lambda shape: UNet(), LINEAR),
+        "U-Net, residual": Network(lambda shape: residual_unet(UNet()), LINEAR),
     },
     "unrolled": {
         "VarNet": Network(lambda shape: varnet(), CNN, 2, (1, 100)),

@@ -368,9 +368,10 @@ def test_raw_arrays_are_scans_too(tmp_path):
 @pytest.mark.cuda
 @pytest.mark.parametrize("method", ["zero_filled_rss", "zero_filled_sense", "cg_sense", "l1_wavelet"])
 def test_a_gpu_gives_the_volumes_of_the_cpu(method, scan_folder, tmp_path):
+    maps = None if method == "zero_filled_rss" else MAPS
     volumes = {}
     for device in ("cpu", "cuda"):
-        options = {"method": method, "mask": MASK, "maps": MAPS, "device": device, "nifti": False}
+        options = {"method": method, "mask": MASK, "maps": maps, "device": device, "nifti": False}
         volumes[device] = volume(reconstruct([scan_folder / "val" / "val_0.h5"], tmp_path / device, **options)[0])[0]
     assert (volumes["cuda"] - volumes["cpu"]).norm() < 1e-3 * volumes["cpu"].norm()
 

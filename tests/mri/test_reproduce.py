@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from sciml_monarch.mri.base import magnitude
-from sciml_monarch.mri.few_slices import Slices, reconstruct_slices
+from sciml_monarch.mri.few_slices import Recipe, Slices, reconstruct_slices
 from sciml_monarch.mri.phantom import phantom
+from sciml_monarch.mri.unet import UNet
 from tests.helpers import relative_error
 from tests.mri.scenes import scan
 
@@ -72,6 +73,28 @@ def test_a_varnet_of_zero_start_is_the_zero_filled_image(protocol):
     assert relative_error(reconstruct_slices(net, whole, mask), whole.target) < 1e-5
 
 
+def test_a_residual_unet_is_the_zero_filled_image_until_its_gate_opens(protocol):
+    kspace, mask, maps, _ = scan(24, 24, batch=2)
+    net = protocol.residual_unet(protocol.UNet(4, 2))
+    zero_filled = protocol.zero_filled_sense(kspace, mask, maps)
+    assert relative_error(net(kspace, mask, maps), zero_filled) < 1e-5
+    whole = Slices(kspace, maps, magnitude(zero_filled))
+    assert relative_error(reconstruct_slices(net, whole, mask), whole.target) < 1e-5
+    with torch.no_grad():
+        net.unet.gate += 0.01
+    assert relative_error(net(kspace, mask, maps), zero_filled) > 1e-3
+    assert relative_error(net(7.0 * kspace, mask, maps), 7.0 * net(kspace, mask, maps)) < 1e-5
+
+
+def test_a_pair_a_coil_starts_as_the_exact_transform(protocol):
+    kspace, mask, maps, _ = scan(24, 24, n_coils=protocol.N_COILS)
+    one, each = (protocol.NETWORKS["linear"][f"MonarchSENSE{end}"].make((24, 24)) for end in ("", ", pair a coil"))
+    zero_filled = protocol.zero_filled_sense(kspace, mask, maps)
+    assert relative_error(each(kspace, mask, maps), zero_filled) < 1e-5
+    one, each = (sum(p.numel() for p in net.parameters()) for net in (one, each))
+    assert each == protocol.N_COILS * one
+
+
 def test_the_rate_of_a_split_is_chosen_without_its_head(protocol):
     for table in ("linear", "unrolled"):
         tuned = protocol.tuning_cells(table)
@@ -120,6 +143,22 @@ def arguments(program, protocol, tmp_path, monkeypatch):
 
 def rows_of(file):
     return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+
+
+@pytest.mark.parametrize("name", ["MonarchSENSE, pair a coil", "U-Net, residual"])
+def test_networks_train_from_the_zero_filled_image(name, program, arguments, protocol, monkeypatch):
+    monkeypatch.setattr(protocol, "UNet", lambda: UNet(4, 2))
+    monkeypatch.setattr(program, "recipe_of", lambda *args, **more: Recipe(2, 1e-2, n_validations=2))
+    arguments.only = [name]
+    program.train(arguments)
+    rows = rows_of(arguments.out)
+    assert [row["head"] for row in rows] == [0, 1, 2]
+    starts = [row["history"][0][1] for row in rows]
+    arguments.only, arguments.out = ["MonarchSENSE"], arguments.out.with_name("other.jsonl")
+    program.train(arguments)
+    assert starts == pytest.approx([row["history"][0][1] for row in rows_of(arguments.out)], abs=0.05)
+    for row in rows:  # two steps moved them
+        assert len({value for _, value in row["history"]}) > 1
 
 
 def test_a_run_goes_on_where_it_stopped(program, arguments, tmp_path, capsys):
@@ -189,9 +228,27 @@ def test_the_longest_trainings_come_first(program, tmp_path, monkeypatch):
         for head in range(3)
     ]
     rates.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    program.train(Namespace(rates=rates, n_steps=None, table=["linear"], only=None))
+    program.train(Namespace(rates=rates, n_steps=None, table=["linear"], only=list(seconds)))
     order = list(dict.fromkeys(job.cell.network for job in started))
     assert order == sorted(seconds, key=seconds.__getitem__, reverse=True)
+
+
+def test_margins_are_differences_on_the_same_head_and_wait_for_what_is_not_trained(program, monkeypatch):
+    tables = importlib.import_module("make_tables_mri")
+    psnr = {"MonarchSENSE": (40.0, 30.0, 35.0), "U-Net": (20.0, 25.0, 30.0), "CG-SENSE": (41.0, 30.0, 37.0)}
+    rows = [
+        {"network": name, "head": head, "mask": "poisson", "acceleration": 3}
+        | {"n_slices": 0 if name == "CG-SENSE" else 2, "scores": {"same": {"psnr": value}}}
+        for name, values in psnr.items()
+        for head, value in enumerate(values)
+    ]
+    monkeypatch.setattr(tables, "rows_of", lambda *names: rows)
+    lines = tables.linear_margins("same").splitlines()
+    assert "| 3x | 2 | not yet | +10.0 (+5.0) | not yet | not yet | -1.0 (-2.0) | not yet | not yet |" in lines
+    assert "| 3x | 1 |" + " not yet |" * 7 in lines
+    assert len(lines) == 2 + 3 * 4
+    # planned, but without a row: the table says so
+    assert any(line.startswith("| U-Net, residual |  | not yet |") for line in tables.linear("same").splitlines())
 
 
 def test_rows_of_what_does_not_learn_say_where_they_come_from(program, arguments, monkeypatch):
