@@ -20,13 +20,13 @@ from sciml_monarch.monarch.kernels.linear_configs import Plan, Sizes, sides
 TOLERANCES = {"tf32x3": 1e-5, "tf32": 3e-3, "bf16": 2e-2, "native": 2e-2}
 
 SPECTRAL = (
-    "narrow, last axis",
-    "narrow, leading axis",
-    "widen, last axis",
-    "widen, leading axis",
-    "widen, last axis, with skip, bias and GELU",
-    "weigh, last axis",
-    "weigh, leading axis",
+    "narrow",
+    "widen",
+    "widen with skip, bias and GELU",
+    "weigh",
+    "narrow_planes",
+    "turn",
+    "weigh_planes",
 )
 PRODUCTS = ("first", "second", "second_back", "first_back", "first_weight", "second_weight", "fused")
 TRANSFORM = ("transform", "adjoint", "gradients of the factors")
@@ -126,45 +126,53 @@ def _ordered(chosen: Any, candidates: Sequence[Any]) -> list[Any]:
 
 
 def _spectral(spec: Spec, device: torch.device) -> Kernel:
-    """One of the thin products of a convolution, at the sizes that the part of its name says."""
+    """One of the thin products of a convolution: of the last axis, or of planes of the other one."""
     from sciml_monarch.monarch.kernels import spectral_triton as kernels
 
     batch, width, n, modes = spec.work.sizes
     images, m, pairs = batch * width, 2 * modes, 2 * (modes + 1)
-    kernel: spectral_configs.Kernel = next(name for name in spectral_configs.KERNELS if spec.part.startswith(name))
-    last = "last" in spec.part
-    # groups, rows, columns, modes: of the field, or of its planes once the last axis is transformed
-    groups, rows, columns, kept = (1, images * n, n, pairs) if last else (2, images * pairs // 2, n, 2 * m)
+    kernel: spectral_configs.Kernel = next(k for k in spectral_configs.KERNELS if k == spec.part.split()[0])
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=device).to(spec.dtype)
 
-    x, y, matrix, bias = draw(groups, rows, columns), draw(groups, kept, rows), draw(kept, columns), draw(width)
+    planes = kernel in spectral_configs.PLANES
+    # of the field, or of its planes once the last axis is transformed
+    groups, rows, kept = (2, images * pairs // 2, m) if planes else (1, images * n, pairs)
+    x, y, matrix, bias = draw(groups, rows, n), draw(groups, kept, rows), draw(groups, kept, n), draw(width)
+    matrix = matrix if planes else matrix[0]
     end = kernels.End(x, bias, n, True) if "GELU" in spec.part else None
-
-    def run(config: Any) -> Any:
-        if kernel == "narrow":
-            return kernels.narrow(x, matrix, config)
-        if kernel == "widen":
-            return kernels.widen(y, matrix.mT, end, config)
-        return kernels.weigh(y, x, config)
+    runs: dict[spectral_configs.Kernel, Callable[[Any], Any]] = {
+        "narrow": lambda c: kernels.narrow(x, matrix, c),
+        "widen": lambda c: kernels.widen(y, matrix.mT, end, c),
+        "weigh": lambda c: kernels.weigh(y, x, c),
+        "narrow_planes": lambda c: kernels.narrow_planes(x, matrix, False, width, c),
+        "turn": lambda c: kernels.turn(y, matrix.mT, False, c),
+        "weigh_planes": lambda c: kernels.weigh_planes(y, x, False, c),
+    }
 
     def exact() -> list[Tensor]:
         by = spectral_products.TORCH
-        if kernel == "narrow":
-            return [by.narrow(x.double(), matrix.double())]
-        if kernel == "weigh":
-            return [by.weigh(y.double(), x.double())]
-        out = by.widen(y.double(), matrix.mT.double())
-        if end is None:
-            return [out]
-        out = out + x.double() + bias.double().repeat_interleave(n).repeat(batch)[:, None]
-        return [torch.nn.functional.gelu(out), out]
+        wide_x, wide_y, wide = x.double(), y.double(), matrix.double()
+        if kernel == "widen":
+            out = by.widen(wide_y, wide.mT)
+            if end is None:
+                return [out]
+            out = out + wide_x + bias.double().repeat_interleave(n).repeat(batch)[:, None]
+            return [torch.nn.functional.gelu(out), out]
+        others: dict[spectral_configs.Kernel, Callable[[], Tensor]] = {
+            "narrow": lambda: by.narrow(wide_x, wide),
+            "weigh": lambda: by.weigh(wide_y, wide_x),
+            "narrow_planes": lambda: by.narrow_planes(wide_x, wide, False, width),
+            "turn": lambda: by.turn(wide_y, wide.mT, False),
+            "weigh_planes": lambda: by.weigh_planes(wide_y, wide_x, False),
+        }
+        return [others[kernel]()]
 
-    problem = kernels.problem(kernel, x, columns, kept)
+    problem = kernels.problem(kernel, x, n, kept)
     configs = _ordered(spectral_configs.choose(problem), list(spectral_configs.candidates(problem)))
-    return Kernel(configs, run, lambda config: tensors(run(config)), exact)
+    return Kernel(configs, runs[kernel], lambda config: tensors(runs[kernel](config)), exact)
 
 
 def _linear(spec: Spec, device: torch.device) -> Kernel:

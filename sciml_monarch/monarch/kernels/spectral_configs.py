@@ -1,16 +1,19 @@
 """Tile sizes of the spectral kernels: which exist, which fit a problem, which is taken."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from typing import Literal, NamedTuple
 
 from sciml_monarch.monarch.kernels.backend import KERNEL_SHARED_BYTES, DotPrecision
 
-Kernel = Literal["narrow", "widen", "weigh"]
-KERNELS: tuple[Kernel, ...] = ("narrow", "widen", "weigh")
+Kernel = Literal["narrow", "widen", "weigh", "narrow_planes", "turn", "weigh_planes"]
+KERNELS: tuple[Kernel, ...] = ("narrow", "widen", "weigh", "narrow_planes", "turn", "weigh_planes")
+PLANES: tuple[Kernel, ...] = ("narrow_planes", "turn", "weigh_planes")  # of complex numbers
 
 MAX_MODES = 128  # of a tile; more are computed by several programs, each of which reads the field
+MAX_PLANE_MODES = 64  # of a tile of complex numbers
 MAX_SUMS = 128  # float32 sums of a thread, which has 255 registers
 
 
@@ -21,7 +24,7 @@ class Problem:
     Attributes:
         kernel: Which of the kernels.
         columns: Length of the axis that is transformed.
-        modes: Modes of the other side, real and imaginary ones counted each.
+        modes: Modes of the other side; of kernels of real numbers real and imaginary ones counted each.
         itemsize: Bytes of a number.
         precision: How products are computed.
     """
@@ -46,10 +49,12 @@ class Config:
 
     Attributes:
         rows: Rows of a tile.
-        cols: Columns of a tile; of the first kernel those of a step.
-        depth: Modes of a step of the second kernel; of no meaning to the others.
+        cols: Columns of a tile; of kernels that narrow those of a step.
+        depth: Modes of a step of kernels that widen; of no meaning to the others.
         warps: Warps of a program.
         stages: Steps whose loads are in flight.
+        bf16: Whether float32 is multiplied as sums of bfloat16 numbers, of two in place of TF32, of three for its own
+            accuracy: more products, but Hopper's tensor cores take 16 bits in any order of memory, 32 bits in one.
     """
 
     rows: int
@@ -57,6 +62,19 @@ class Config:
     depth: int
     warps: int
     stages: int
+    bf16: bool = False
+
+
+def way(problem: Problem, config: Config) -> str:
+    """How the kernel multiplies: ``input_precision`` of Triton's products, or :data:`DotPrecision`."""
+    parts = {"tf32": "bf16x3", "tf32x3": "bf16x6"}
+    return parts.get(problem.precision, problem.precision) if config.bf16 else problem.precision
+
+
+@cache
+def plane_tile(modes: int) -> int:
+    """Modes of a tile of complex numbers."""
+    return min(MAX_PLANE_MODES, _power_of_two(modes, 16))
 
 
 @cache
@@ -72,16 +90,17 @@ def tiles(modes: int) -> Tiles:
 
 def shared_bytes(problem: Problem, config: Config) -> int:
     """Estimates the shared memory of a program from above; the tests compare it with what the compiler takes."""
-    size, cut = problem.itemsize, sum(tiles(problem.modes))
-    if problem.kernel == "widen":
+    kind, n_planes = problem.kernel.removesuffix("_planes"), 1 + (problem.kernel in PLANES)
+    cut = plane_tile(problem.modes) if n_planes == 2 else sum(tiles(problem.modes))
+    if kind in ("widen", "turn"):
         step, sums = config.depth * (config.rows + config.cols), config.rows * config.cols
-    elif problem.kernel == "narrow":
+    elif kind == "narrow":
         step, sums = config.cols * (config.rows + cut), config.rows * cut
     else:
         step, sums = config.rows * (config.cols + cut), config.cols * cut
-    # operands in two parts, and in another order, beside the loads in flight; sums are put in order for the stores
-    parts = 2 if problem.precision == "tf32x3" else 1
-    return max((config.stages + parts) * step * size, 4 * sums) + 1024
+    # operands in parts, and in another order, beside the loads in flight; sums are put in order for the stores
+    parts = {"tf32x3": 2, "bf16x3": 2, "bf16x6": 3}.get(way(problem, config), 1)
+    return max((config.stages + parts) * n_planes * step * problem.itemsize, 4 * n_planes * sums) + 1024
 
 
 def sums_of_thread(problem: Problem, config: Config) -> int:
@@ -91,13 +110,16 @@ def sums_of_thread(problem: Problem, config: Config) -> int:
         "narrow": (config.rows, cut),
         "widen": (config.rows, config.cols),
         "weigh": (config.cols, cut),
+        "narrow_planes": (config.rows, 2 * plane_tile(problem.modes)),
+        "turn": (config.rows, 2 * config.cols),
+        "weigh_planes": (config.cols, 2 * plane_tile(problem.modes)),
     }[problem.kernel]
     return height * width // (32 * config.warps)
 
 
 def fits(problem: Problem, config: Config) -> bool:
     """Whether a configuration can run a problem: shared memory, registers, a warp group for every 64 rows of sums."""
-    height = config.cols if problem.kernel == "weigh" else config.rows
+    height = config.cols if problem.kernel.startswith("weigh") else config.rows
     return (
         # Triton 3.6 compiles two warp groups that share 64 rows wrongly: illegal memory accesses were seen on an H200
         16 * config.warps <= height
@@ -120,13 +142,16 @@ def candidates(problem: Problem) -> Iterator[Config]:
         "narrow": [(rows, cols, 16) for rows in (64, 128, 256) for cols in (16, 32, 64)],
         "widen": [(rows, cols, depth) for rows in (64, 128) for cols in (16, 32, 64, 128, 256) for depth in (16, 32)],
         "weigh": [(rows, cols, 16) for rows in (16, 32, 64) for cols in (64, 128)],
+        "narrow_planes": [(rows, cols, 16) for rows in (64, 128) for cols in (16, 32, 64)],
+        "turn": [(rows, cols, depth) for rows in (64, 128) for cols in (16, 32, 64, 128) for depth in (16, 32)],
+        "weigh_planes": [(rows, cols, 16) for rows in (16, 32, 64) for cols in (64, 128)],
     }
-    for rows, cols, depth in shapes[problem.kernel]:
-        for warps in (4, 8):
-            for stages in (1, 2, 3, 4):
-                config = Config(rows, cols, depth, warps, stages)
-                if (cols <= widest or problem.kernel == "weigh") and fits(problem, config):
-                    yield config
+    ways = (False, True) if problem.precision in ("tf32", "tf32x3") else (False,)
+    for (rows, cols, depth), bf16 in product(shapes[problem.kernel], ways):
+        for warps, stages in product((4, 8), (1, 2, 3, 4)):
+            config = Config(rows, cols, depth, warps, stages, bf16)
+            if (cols <= widest or problem.kernel.startswith("weigh")) and fits(problem, config):
+                yield config
 
 
 @cache
@@ -141,29 +166,32 @@ def choose(problem: Problem) -> Config:
     """
     widest = _power_of_two(problem.columns, 16)
     measured = _MEASURED.get((problem.kernel, problem.precision))
-    preferred = (Config(r, c if problem.kernel == "weigh" else min(c, widest), *more)
-                 for r, c, *more in ([measured] if measured else []) + _PREFERRED[problem.kernel])  # fmt: skip
+    offered = ([measured] if measured else []) + [Config(*numbers) for numbers in _PREFERRED[problem.kernel]]
+    whole = problem.kernel.startswith("weigh")
+    preferred = (c if whole else replace(c, cols=min(c.cols, widest)) for c in offered)
     return next(config for config in preferred if fits(problem, config))
 
 
-_Numbers = tuple[int, int, int, int, int]  # rows, columns, depth, warps, stages
 # the fastest on an H200 for 64 channels, 16 samples, 256^2 points, 32 modes (results/speed_h200_thin/tune.json)
-_MEASURED: dict[tuple[Kernel, DotPrecision], _Numbers] = {
-    ("narrow", "tf32x3"): (64, 32, 16, 4, 3),
-    ("narrow", "tf32"): (128, 32, 16, 4, 4),
-    ("narrow", "bf16"): (128, 64, 16, 4, 3),
-    ("widen", "tf32x3"): (64, 128, 16, 4, 3),
-    ("widen", "tf32"): (64, 128, 16, 4, 1),
-    ("widen", "bf16"): (128, 128, 32, 8, 1),
-    ("weigh", "tf32x3"): (32, 128, 16, 4, 3),
-    ("weigh", "tf32"): (64, 64, 16, 4, 1),
-    ("weigh", "bf16"): (64, 128, 16, 8, 1),
+_MEASURED: dict[tuple[Kernel, DotPrecision], Config] = {
+    ("narrow", "tf32x3"): Config(64, 32, 16, 4, 3),
+    ("narrow", "tf32"): Config(128, 32, 16, 4, 4),
+    ("narrow", "bf16"): Config(128, 64, 16, 4, 3),
+    ("widen", "tf32x3"): Config(64, 128, 16, 4, 3),
+    ("widen", "tf32"): Config(64, 128, 16, 4, 1),
+    ("widen", "bf16"): Config(128, 128, 32, 8, 1),
+    ("weigh", "tf32x3"): Config(32, 128, 16, 4, 3),
+    ("weigh", "tf32"): Config(64, 64, 16, 4, 1),
+    ("weigh", "bf16"): Config(64, 128, 16, 8, 1),
 }
 # where those do not fit, and for half precisions: best first
-_PREFERRED: dict[Kernel, list[_Numbers]] = {
+_PREFERRED: dict[Kernel, list[tuple[int, int, int, int, int]]] = {
     "narrow": [(128, 32, 16, 8, 3), (64, 32, 16, 4, 2), (64, 16, 16, 4, 1)],
     "widen": [(64, 128, 16, 4, 3), (64, 64, 16, 4, 1)],
     "weigh": [(32, 128, 16, 8, 3), (32, 64, 16, 4, 1), (16, 64, 16, 4, 1)],
+    "narrow_planes": [(128, 16, 16, 8, 3), (64, 16, 16, 4, 1)],
+    "turn": [(64, 64, 16, 4, 2), (64, 64, 16, 4, 1)],
+    "weigh_planes": [(32, 64, 16, 4, 2), (16, 64, 16, 4, 1)],
 }
 
 

@@ -16,12 +16,12 @@ import triton.language as tl
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """``acc + a b`` with float32 sums."""
-    if PRECISION == "tf32" or PRECISION == "tf32x3":
-        return tl.dot(a, b, acc, input_precision=PRECISION)
-    elif PRECISION == "bf16":
+    if PRECISION == "bf16":
         return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
-    else:
+    elif PRECISION == "native":
         return tl.dot(a, b, acc)
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
 
 
 @triton.jit

@@ -21,18 +21,19 @@ class ThinProducts(NamedTuple):
         narrow: ``(groups, rows, columns)`` and a matrix ``(modes, columns)`` to ``(groups, modes, rows)``.
         widen: ``(groups, modes, rows)`` and a matrix ``(columns, modes)`` to ``(groups, rows, columns)``.
         weigh: ``(groups, modes, rows)`` and ``(groups, rows, columns)`` to ``(modes, columns)``, summed over groups.
+        narrow_planes: ``(2, rows, n)`` and planes ``(2, m, n)``, or their conjugate, to the complex product
+            ``(2, m, rows)``; or ``(m rows / inner, 2, inner)``, where the planes are to lie ``inner`` numbers apart.
         turn: ``(2, m, *rows)`` and planes ``(2, n, m)``, or their conjugate, to the complex product ``(2, rows, n)``.
         weigh_planes: ``(2, m, rows)`` and ``(2, rows, n)`` to the gradient of planes ``(2, m, n)``, or of conjugate
             ones, of which the product with the second has the first for a gradient.
-        join: See :func:`joined`.
     """
 
     narrow: Callable[[Tensor, Tensor], Tensor]
     widen: Callable[[Tensor, Tensor], Tensor]
     weigh: Callable[[Tensor, Tensor], Tensor]
+    narrow_planes: Callable[[Tensor, Tensor, bool, int | None], Tensor]
     turn: Callable[[Tensor, Tensor, bool], Tensor]
     weigh_planes: Callable[[Tensor, Tensor, bool], Tensor]
-    join: Callable[[Tensor, int, bool], Tensor]
 
 
 def joined(terms: Tensor, dim: int, conjugate: bool) -> Tensor:
@@ -78,6 +79,16 @@ def _widen(y: Tensor, matrix: Tensor) -> Tensor:
 def _weigh(y: Tensor, x: Tensor) -> Tensor:
     products = torch.bmm(y, x)
     return products.sum(0) if len(products) > 1 else products[0]
+
+
+def _narrow_planes(
+    z: Tensor, planes: Tensor, conjugate: bool, inner: int | None, join: Callable[[Tensor, int, bool], Tensor] = joined
+) -> Tensor:
+    m, n = planes.shape[1:]
+    terms = _narrow(z, planes.reshape(2 * m, n))  # (plane of z, (plane, m), rows)
+    if inner is None:
+        return join(terms.view(2, 2, m, -1), 0, conjugate)
+    return join(terms.view(2, 2, -1, inner), 1, conjugate)
 
 
 def _turn(y: Tensor, planes: Tensor, conjugate: bool) -> Tensor:
@@ -147,9 +158,20 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 MOST_PARTS = 64  # two multiprocessors of an H200 each; not measured
-TORCH = ThinProducts(_narrow, _widen, _weigh, _turn, _weigh_planes, joined)
+TORCH = ThinProducts(
+    _narrow,
+    _widen,
+    _weigh,
+    lambda z, planes, conjugate, inner: _narrow_planes(z, planes, conjugate, inner),
+    _turn,
+    _weigh_planes,
+)
 # where nothing is differentiated or traced
-AT_ONCE = TORCH._replace(weigh=weigh_in_parts, weigh_planes=weigh_planes_in_parts, join=joined_in_place)
+AT_ONCE = TORCH._replace(
+    weigh=weigh_in_parts,
+    narrow_planes=lambda z, planes, conjugate, inner: _narrow_planes(z, planes, conjugate, inner, joined_in_place),
+    weigh_planes=weigh_planes_in_parts,
+)
 
 
 def analysis(field: Tensor, matrices: Sequence[Tensor], by: ThinProducts = TORCH, adjoint: bool = False) -> Tensor:
@@ -160,7 +182,7 @@ def analysis(field: Tensor, matrices: Sequence[Tensor], by: ThinProducts = TORCH
     *leading, last = _of_analysis(matrices, adjoint)
     z = by.narrow(field.reshape(1, -1, last.shape[1]), last)
     for planes in reversed(leading[1:]):
-        z = by.join(_terms(planes, z, by), 0, adjoint)
+        z = by.narrow_planes(z.reshape(2, -1, planes.shape[2]), planes, adjoint, None)
     return _modes(z, leading, field, by, adjoint)
 
 
@@ -236,7 +258,7 @@ def gradients(
     for planes in reversed(leading):
         inputs.append(z)
         if len(inputs) < len(leading):
-            z = by.join(_terms(planes, z, by), 0, adjoint)
+            z = by.narrow_planes(z.reshape(2, -1, planes.shape[2]), planes, adjoint, None)
     analysed = _modes(z, leading, field, by, adjoint) if of_modes else None
     g = modes.transpose(0, 1)
     found = []
@@ -264,10 +286,6 @@ def _modes(z: Tensor, leading: Sequence[Tensor], field: Tensor, by: ThinProducts
     """
     if not leading:
         return z.view(2, -1, *field.shape[:2]).permute(1, 2, 0, 3).contiguous().transpose(1, 2)
-    return by.join(_terms(leading[0], z, by).view(2, 2, -1, *field.shape[:2]), 2, conjugate).transpose(1, 2)
-
-
-def _terms(planes: Tensor, z: Tensor, by: ThinProducts) -> Tensor:
-    """Real products ``(plane of z, plane, m, ..)`` of the transform of the last axis of ``z``, which has two planes."""
-    m, n = planes.shape[1:]
-    return by.narrow(z.reshape(2, -1, n), planes.reshape(2 * m, n)).view(2, 2, m, -1)
+    batch, channels = field.shape[:2]
+    z = by.narrow_planes(z.reshape(2, -1, leading[0].shape[2]), leading[0], conjugate, channels)
+    return z.view(-1, batch, 2, channels).transpose(1, 2)

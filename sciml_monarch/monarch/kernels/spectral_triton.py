@@ -11,9 +11,14 @@ from torch import Tensor
 from sciml_monarch.monarch.kernels import spectral_products as products
 from sciml_monarch.monarch.kernels.backend import dot_precision
 from sciml_monarch.monarch.kernels.device import device_of
-from sciml_monarch.monarch.kernels.spectral_configs import Config, Kernel, Problem, choose, tiles
+from sciml_monarch.monarch.kernels.spectral_configs import Config, Kernel, Problem, choose, plane_tile, tiles, way
 from sciml_monarch.monarch.kernels.spectral_kernels_triton import narrow_kernel, weigh_kernel, widen_kernel
-from sciml_monarch.monarch.kernels.spectral_products import ThinProducts, joined_in_place
+from sciml_monarch.monarch.kernels.spectral_planes_triton import (
+    narrow_planes_kernel,
+    turn_kernel,
+    weigh_planes_kernel,
+)
+from sciml_monarch.monarch.kernels.spectral_products import ThinProducts
 
 N_PROGRAMS = 264  # that share rows to be summed: two for each multiprocessor of an H200; on others only speed differs
 
@@ -65,7 +70,7 @@ def narrow(x: Tensor, matrix: Tensor, config: Config | None = None) -> Tensor:
             rows,
             COLUMNS=columns,
             MODES=modes,
-            PRECISION=task.precision,
+            PRECISION=way(task, c),
             ROWS=c.rows,
             DEPTH=c.cols,
             MAIN=t.main,
@@ -113,7 +118,7 @@ def widen(
             COLUMNS=columns,
             MODES=modes,
             GELU=end.gelu,
-            PRECISION=task.precision,
+            PRECISION=way(task, c),
             ROWS=c.rows,
             COLS=c.cols,
             DEPTH=c.depth,
@@ -151,7 +156,7 @@ def weigh(y: Tensor, x: Tensor, config: Config | None = None) -> Tensor:
             groups,
             COLUMNS=columns,
             MODES=modes,
-            PRECISION=task.precision,
+            PRECISION=way(task, c),
             ROWS=c.rows,
             COLS=c.cols,
             MAIN=t.main,
@@ -162,21 +167,121 @@ def weigh(y: Tensor, x: Tensor, config: Config | None = None) -> Tensor:
     return partial.sum(0)
 
 
-def turn(y: Tensor, planes: Tensor, conjugate: bool) -> Tensor:
-    """Complex product of ``(2, m, *rows)`` and planes ``(2, n, m)``, or their conjugate: ``(2, rows, n)``."""
-    re, im = y
-    terms = torch.stack([re, im, im, -re] if conjugate else [re, -im, im, re])
-    return widen(terms.view(2, 2 * planes.shape[2], -1), torch.cat([*planes], 1))[0]  # (plane, (plane, m), ..)
+def narrow_planes(
+    z: Tensor, planes: Tensor, conjugate: bool, inner: int | None = None, config: Config | None = None
+) -> Tensor:
+    """Computes the complex product of planes, or of their conjugate, with rows.
+
+    Args:
+        z: ``(2, rows, n)``, not empty.
+        planes: ``(2, m, n)``, of the dtype of ``z``.
+        conjugate: Whether to take the conjugate of ``planes``.
+        inner: Numbers after which the other plane follows, a divisor of ``rows``; ``None``: all.
+        config: Tiles; by default what :func:`choose` takes.
+
+    Returns:
+        ``(2, m, rows)``, or ``(m rows / inner, 2, inner)``.
+    """
+    z, planes = z.contiguous(), planes.contiguous()
+    (_, rows, columns), modes = z.shape, planes.shape[1]
+    task = problem("narrow_planes", z, columns, modes)
+    c, main = config or choose(task), plane_tile(modes)
+    out = z.new_empty((2, modes, rows) if inner is None else (modes * rows // inner, 2, inner))
+    with device_of(z):
+        narrow_planes_kernel[(triton.cdiv(rows, c.rows), triton.cdiv(modes, main))](
+            z,
+            planes,
+            out,
+            rows,
+            COLUMNS=columns,
+            MODES=modes,
+            INNER=inner or 0,
+            CONJUGATE=conjugate,
+            PRECISION=way(task, c),
+            ROWS=c.rows,
+            DEPTH=c.cols,
+            MAIN=main,
+            STAGES=c.stages,
+            num_warps=c.warps,
+        )
+    return out
 
 
-def weigh_planes(g: Tensor, z: Tensor, conjugate: bool) -> Tensor:
-    """Gradient ``(2, m, n)`` of planes, from that of a product with them, ``(2, m, rows)``, and ``(2, rows, n)``."""
-    re, im = g
-    terms = torch.stack([re, -im, im, re] if conjugate else [re, im, im, -re])
-    return weigh(terms.view(2, 2 * g.shape[1], -1), z).view(2, g.shape[1], -1)
+def turn(y: Tensor, planes: Tensor, conjugate: bool, config: Config | None = None) -> Tensor:
+    """Computes the complex product of rows with planes, or with their conjugate.
+
+    Args:
+        y: ``(2, m, *rows)``, not empty.
+        planes: ``(2, n, m)``, of the dtype of ``y``.
+        conjugate: Whether to take the conjugate of ``planes``.
+        config: Tiles; by default what :func:`choose` takes.
+
+    Returns:
+        ``(2, rows, n)``.
+    """
+    y, planes = y.contiguous(), planes.contiguous()
+    modes, rows, columns = y.shape[1], y[0, 0].numel(), planes.shape[1]
+    task = problem("turn", y, columns, modes)
+    c = config or choose(task)
+    out = y.new_empty(2, rows, columns)
+    with device_of(y):
+        turn_kernel[(triton.cdiv(rows, c.rows), triton.cdiv(columns, c.cols))](
+            y,
+            planes,
+            out,
+            rows,
+            COLUMNS=columns,
+            MODES=modes,
+            CONJUGATE=conjugate,
+            PRECISION=way(task, c),
+            ROWS=c.rows,
+            COLS=c.cols,
+            DEPTH=c.depth,
+            STAGES=c.stages,
+            num_warps=c.warps,
+        )
+    return out
 
 
-KERNELS = ThinProducts(narrow, lambda y, matrix: widen(y, matrix)[0], weigh, turn, weigh_planes, joined_in_place)
+def weigh_planes(g: Tensor, z: Tensor, conjugate: bool, config: Config | None = None) -> Tensor:
+    """Computes the gradient of planes, or of conjugate ones.
+
+    Args:
+        g: Gradient of a product with them, ``(2, m, rows)``, not empty.
+        z: What they were multiplied with, ``(2, rows, n)``, of the dtype of ``g``.
+        conjugate: Whether the product was with their conjugate.
+        config: Tiles; by default what :func:`choose` takes.
+
+    Returns:
+        ``(2, m, n)`` in float32.
+    """
+    g, z = g.contiguous(), z.contiguous()
+    (_, modes, rows), columns = g.shape, z.shape[2]
+    task = problem("weigh_planes", g, columns, modes)
+    c, main = config or choose(task), plane_tile(modes)
+    grid = [triton.cdiv(columns, c.cols), triton.cdiv(modes, main)]
+    n_splits = max(1, min(triton.cdiv(rows, c.rows), N_PROGRAMS // (grid[0] * grid[1])))
+    partial = torch.empty(n_splits, 2, modes, columns, dtype=torch.float32, device=g.device)
+    with device_of(g):
+        weigh_planes_kernel[(*grid, n_splits)](
+            g,
+            z,
+            partial,
+            rows,
+            COLUMNS=columns,
+            MODES=modes,
+            CONJUGATE=conjugate,
+            PRECISION=way(task, c),
+            ROWS=c.rows,
+            COLS=c.cols,
+            MAIN=main,
+            STAGES=c.stages,
+            num_warps=c.warps,
+        )
+    return partial.sum(0)
+
+
+KERNELS = ThinProducts(narrow, lambda y, matrix: widen(y, matrix)[0], weigh, narrow_planes, turn, weigh_planes)
 
 
 def synthesis(

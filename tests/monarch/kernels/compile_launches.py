@@ -155,6 +155,10 @@ def every_kernel() -> None:
     spectral_triton.narrow(skip, matrix)
     spectral_triton.widen(empty(1, 18, 256), matrix.mT, spectral_triton.End(skip, empty(2), 128, True))
     spectral_triton.weigh(empty(1, 18, 256), skip)
+    z, y, planes = empty(2, 128, 64), empty(2, 32, 128), empty(2, 32, 64)
+    spectral_triton.narrow_planes(z, planes, False, 16)
+    spectral_triton.turn(y, planes.mT, True)
+    spectral_triton.weigh_planes(y, z, False)
 
 
 def spectral(*tasks: tuple[Problem, Config]) -> None:
@@ -167,8 +171,16 @@ def spectral(*tasks: tuple[Problem, Config]) -> None:
             spectral_triton.narrow(x, matrix, config)
         elif problem.kernel == "widen":
             spectral_triton.widen(y, matrix.mT, spectral_triton.End(x, empty(2), 128, True), config)
-        else:
+        elif problem.kernel == "weigh":
             spectral_triton.weigh(y, x, config)
+        else:
+            z, y, planes = (t.expand(2, -1, -1) for t in (x, y, matrix))
+            if problem.kernel == "narrow_planes":
+                spectral_triton.narrow_planes(z, planes, False, 64, config)
+            elif problem.kernel == "turn":
+                spectral_triton.turn(y, planes.mT, False, config)
+            else:
+                spectral_triton.weigh_planes(y, z, False, config)
 
 
 def linear(*layers: tuple[int, int]) -> None:

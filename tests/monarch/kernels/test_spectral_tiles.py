@@ -65,17 +65,45 @@ def test_every_candidate_computes_the_same(kernel, precision):
             configs = list({Config(c.rows, c.cols, c.depth, 4, 1) for c in configs})
         assert len(configs) >= 3
         x, y = randn(2, 150, columns, seed=1).to(DEVICE), randn(2, modes, 150, seed=2).to(DEVICE)
-        matrix = randn(modes, columns, seed=3).to(DEVICE)
+        matrix, planes = randn(modes, columns, seed=3).to(DEVICE), randn(2, modes, columns, seed=4).to(DEVICE)
+        runs = {
+            "narrow": (spectral_triton.narrow, TORCH.narrow, (x, matrix)),
+            "widen": (lambda *a: spectral_triton.widen(*a[:2], None, a[2])[0], TORCH.widen, (y, matrix.mT)),
+            "weigh": (spectral_triton.weigh, TORCH.weigh, (y, x)),
+            "narrow_planes": (spectral_triton.narrow_planes, TORCH.narrow_planes, (x, planes, True, 25)),
+            "turn": (spectral_triton.turn, TORCH.turn, (y, planes.mT, True)),
+            "weigh_planes": (spectral_triton.weigh_planes, TORCH.weigh_planes, (y, x, True)),
+        }
+        run, plain, given = runs[kernel]
+        single = [t.float() if isinstance(t, torch.Tensor) else t for t in given]
         for config in configs:
-            if kernel == "narrow":
-                found = spectral_triton.narrow(x.float(), matrix.float(), config)
-                expected = TORCH.narrow(x, matrix)
-            elif kernel == "widen":
-                found, _ = spectral_triton.widen(y.float(), matrix.mT.float(), None, config)
-                expected = TORCH.widen(y, matrix.mT)
-            else:
-                found, expected = spectral_triton.weigh(y.float(), x.float(), config), TORCH.weigh(y, x)
-            assert relative_error(found, expected) < 2e-6, config
+            assert relative_error(run(*single, config), plain(*given)) < 2e-6, config
+
+
+@needs_triton
+@pytest.mark.parametrize("conjugate", [False, True])
+@pytest.mark.parametrize("inner", [None, 6])
+def test_planes_are_complex_numbers(conjugate, inner, precision):
+    """The formulas of plain torch against complex products, and the kernels against both."""
+    from sciml_monarch.monarch.kernels import spectral_triton
+
+    precision("highest")
+    z, matrix = randn(2, 12, 20, seed=1).to(DEVICE), randn(2, 7, 20, seed=2).to(DEVICE)
+    whole, rows = torch.complex(*matrix), torch.complex(*z)
+    whole = whole.conj() if conjugate else whole
+    modes = torch.view_as_real(whole @ rows.mT).movedim(-1, 0)
+    expected = modes if inner is None else modes.reshape(2, -1, inner).transpose(0, 1)
+    back = torch.view_as_real(torch.complex(*modes).mT @ whole).movedim(-1, 0)
+    g = torch.complex(*modes) @ rows.conj()
+    weights = torch.view_as_real((g.conj() if conjugate else g).resolve_conj()).movedim(-1, 0)
+    for by, kind in ((TORCH, torch.float64), (spectral_triton.KERNELS, torch.float32)):
+        a, b, c = (t.to(kind) for t in (z, matrix, modes.contiguous()))
+        for found, right in (
+            (by.narrow_planes(a, b, conjugate, inner), expected),
+            (by.turn(c, b.mT, conjugate), back),
+            (by.weigh_planes(c, a, conjugate), weights),
+        ):
+            assert relative_error(found, right) < (1e-14 if kind == torch.float64 else 1e-6)
 
 
 @pytest.mark.cuda
