@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import torch
 from benchmark_sparse_networks import LAYERS, NETWORKS, SMALL, SMALL_LAYERS, Network
+from benchmark_timing import captured
 from torch import Tensor, nn
 
 from sciml_monarch.devices import choose_device
@@ -31,16 +32,19 @@ from sciml_monarch.errors import InputError
 from sciml_monarch.files import replacing
 from sciml_monarch.monarch import MonarchLinear
 from sciml_monarch.monarch.convert import densify, sparsify
-from sciml_monarch.monarch.kernels.backend import Backend, use_backend
+from sciml_monarch.monarch.kernels.backend import Backend, is_replayed, replayed, use_backend
 from sciml_monarch.provenance import provenance
 
 Precision = Literal["bf16-mixed", "bf16", "32"]
+Mode = Literal["eager", "compiled", "graph"]
 ROUNDS = 5  # dense and Monarch in turns
 
 
 @contextmanager
 def _precision(precision: Precision, device: torch.device) -> Iterator[None]:
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+    # weights that autocast cached while a graph is captured would be freed under it
+    capturing = device.type == "cuda" and is_replayed()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed", cache_enabled=not capturing):
         yield
 
 
@@ -78,10 +82,10 @@ def in_turns(steps: dict[str, Callable[[], object]], device: torch.device, secon
 
 
 def training_step(
-    net: nn.Module, batch: tuple[Tensor, ...], precision: Precision, device: torch.device, compiled: bool
+    net: nn.Module, batch: tuple[Tensor, ...], precision: Precision, device: torch.device, compiled: bool, graph: bool
 ) -> Callable[[], object]:
-    """Loss, gradients and AdamW."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=device.type == "cuda")
+    """Loss, gradients and AdamW; with ``graph`` as one CUDA graph."""
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=device.type == "cuda", capturable=graph)
     forward: Callable[..., Tensor] = torch.compile(net) if compiled else net
 
     def step() -> None:
@@ -91,7 +95,12 @@ def training_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step
+    return _replayed(step) if graph else step
+
+
+def _replayed(step: Callable[[], object]) -> Callable[[], object]:
+    with replayed():
+        return captured(step)
 
 
 @torch.no_grad()
@@ -117,7 +126,7 @@ def network_row(
     blocks: int,
     precision: Precision,
     device: torch.device,
-    compiled: bool,
+    mode: Mode,
     seconds: float,
 ) -> dict[str, Any]:
     """Times one network of one batch size in both forms."""
@@ -127,7 +136,7 @@ def network_row(
         "tokens": network.tokens,
         "blocks": blocks,
         "precision": precision,
-        "compiled": compiled,
+        "mode": mode,
         "parameters_in_the_paper_millions": network.parameters,
     }
     if find_spec(network.package) is None:
@@ -147,7 +156,8 @@ def network_row(
         "skipped_layers": sorted({f"{r.kind}: {r.note}" for r in report.skipped}),
         "output_error": output_error(monarch, batch, precision, device),
     }
-    steps = {form: training_step(net, batch, precision, device, compiled) for form, net in nets.items()}
+    compiled, graph = mode != "eager", mode == "graph"
+    steps = {form: training_step(net, batch, precision, device, compiled, graph) for form, net in nets.items()}
     if device.type == "cuda":
         memory = {}
         for form, step in steps.items():
@@ -164,7 +174,7 @@ def network_row(
 def layer_row(
     width: int, ratio: int, tokens: int, blocks: int, precision: Precision, device: torch.device, seconds: float
 ) -> dict[str, Any]:
-    """Times one linear layer, forward and backward, in both forms; eager."""
+    """Times one linear layer, forward and backward, in both forms; on a GPU replayed as a CUDA graph."""
     row = {"layer": f"{width} -> {ratio * width}", "tokens": tokens, "blocks": blocks, "precision": precision}
     monarch = MonarchLinear(width, ratio * width, blocks=blocks, device=device)
     dense = monarch.to_linear()
@@ -184,8 +194,8 @@ def layer_row(
             y.backward(g)
             return y
 
-        steps[form] = step
         outputs[form] = step().detach().float()
+        steps[form] = _replayed(step) if device.type == "cuda" else step
     error = (outputs["monarch"] - outputs["dense"]).norm() / outputs["dense"].norm()
     times = in_turns(steps, device, seconds)
     return row | {"error": error.item(), "step_seconds": times, "speed_up": times["dense"] / times["monarch"]}
@@ -197,7 +207,7 @@ def benchmark_sparse(
     blocks: int = 4,
     precision: Precision = "bf16-mixed",
     smaller_batches: list[int] | None = None,
-    modes: list[Literal["eager", "compiled"]] | None = None,
+    modes: list[Mode] | None = None,
     backend: Backend = "auto",
     device: str = "auto",
     seconds_per_row: float = 5.0,
@@ -213,7 +223,8 @@ def benchmark_sparse(
         blocks: Blocks of the Monarch matrices; the paper's are 4.
         precision: "bf16-mixed": float32 weights, autocast; "bf16": everything; "32".
         smaller_batches: The batch sizes of the table are divided by each of these too; by default 8.
-        modes: "eager", "compiled"; by default both on a GPU, and eager on a CPU.
+        modes: "eager", "compiled", "graph" (compiled, and the whole step replayed as a CUDA graph); by default all on
+            a GPU, and eager on a CPU.
         backend: How Monarch layers are computed.
         device: "cpu", "cuda", "cuda:1" ...; "auto" is a GPU if there is one.
         seconds_per_row: Time in which the steps of each form are counted.
@@ -229,7 +240,7 @@ def benchmark_sparse(
     unknown = set(networks or ()) - set(known)
     if unknown:
         raise InputError(f"there are no networks {sorted(unknown)}; networks are {', '.join(known)}")
-    modes = modes or (["eager", "compiled"] if where.type == "cuda" else ["eager"])
+    modes = modes or (["eager", "compiled", "graph"] if where.type == "cuda" else ["eager"])
     origin = provenance(where) | {"backend": backend}
     setting = {"blocks": blocks, "precision": precision, "backend": backend}
     rows = earlier_rows(out)
@@ -268,12 +279,11 @@ def benchmark_sparse(
         network = known[name]
         for size in dict.fromkeys(max(1, network.batch // d) for d in (1, *(smaller_batches or [8]))):
             for mode in modes:
-                compiled = mode == "compiled"
                 add(
-                    lambda n=name, w=network, s=size, c=compiled: network_row(  # type: ignore[misc]
-                        n, w, s, blocks, precision, where, c, seconds_per_row
+                    lambda n=name, w=network, s=size, m=mode: network_row(  # type: ignore[misc]
+                        n, w, s, blocks, precision, where, m, seconds_per_row
                     ),
-                    {"network": name, "batch": size, "compiled": compiled},
+                    {"network": name, "batch": size, "mode": mode},
                 )
     for width, ratio, tokens in SMALL_LAYERS if quick else LAYERS:
         add(
@@ -316,7 +326,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         if "network" not in row:
             continue
-        how = "compiled" if row["compiled"] else "eager"
+        how = row["mode"]
         if "skipped" in row:
             reason = row["skipped"].replace("|", "/")
             lines.append(f"| {row['network']} | {row['batch']} | {how} | {reason} | | | |")

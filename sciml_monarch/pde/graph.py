@@ -6,6 +6,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sciml_monarch.monarch.kernels.backend import replayed
+
 
 class GraphedLoss:
     """Captures ``loss(history, target)`` and its backward pass at the first call; replays them afterwards.
@@ -38,12 +40,13 @@ class GraphedLoss:
         # parameters that were used before meet the capture's own stream; their gradients are static buffers
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         # weights that autocast cached outside of the graph would be freed under it
-        with torch.autocast(
+        autocast = torch.autocast(
             "cuda",
             dtype=torch.get_autocast_dtype("cuda"),
             enabled=torch.is_autocast_enabled("cuda"),
             cache_enabled=False,
-        ):
+        )
+        with autocast, replayed():
             graphed = torch.cuda.make_graphed_callables(
                 self._module, (history.clone(), target.clone()), allow_unused_input=True
             )

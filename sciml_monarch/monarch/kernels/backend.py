@@ -18,6 +18,7 @@ DotPrecision = Literal["tf32x3", "tf32", "bf16", "native"]
 
 # of the process and not of the thread: backward passes run in threads of their own
 _chosen: Backend = "auto"
+_replayed = False
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KERNEL_SHARED_BYTES = 232_448  # that a program may take: kernels are tuned for Hopper's multiprocessors, which have it
 
@@ -48,6 +49,27 @@ def use_backend(choice: Backend) -> Iterator[None]:
         yield
     finally:
         _chosen = before
+
+
+def is_replayed() -> bool:
+    """Whether what runs will be replayed as a CUDA graph, for which :func:`replayed` says it."""
+    return _replayed
+
+
+@contextmanager
+def replayed() -> Iterator[None]:
+    """Tells ``auto`` that what runs inside the ``with`` block, in all threads, is captured as a CUDA graph.
+
+    A kernel is then chosen where it takes less of the GPU's time. Outside of graphs the time counts that a processor
+    takes to begin it, which is longer for a Triton kernel than for an operation of torch. What warms up belongs inside
+    too: Triton must not load kernels during the capture.
+    """
+    global _replayed
+    before, _replayed = _replayed, True
+    try:
+        yield
+    finally:
+        _replayed = before
 
 
 def triton_usable(x: Tensor) -> bool:
@@ -98,7 +120,8 @@ def plain_wanted() -> bool:
     pass than the operators do.
     """
     compiled = torch.compiler.is_compiling() and backend() == "torch"
-    return transformed() or torch.compiler.is_exporting() or compiled
+    # torch.compiler.is_exporting() is the same, but torch 2.11 traces it as true in everything that is compiled
+    return transformed() or torch.compiler._is_exporting_flag or compiled
 
 
 def autocast(x: Tensor) -> Tensor:

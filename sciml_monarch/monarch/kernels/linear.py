@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.functional import Factors, multiply
-from sciml_monarch.monarch.kernels.backend import autocast, backend, transformed, wants_triton
+from sciml_monarch.monarch.kernels.backend import autocast, backend, is_replayed, transformed, wants_triton
 from sciml_monarch.monarch.kernels.linear_configs import Plan, Sizes
 from sciml_monarch.monarch.kernels.linear_plans import choose, measured_faster
 
@@ -118,11 +118,10 @@ def _takes_kernel(x: Tensor, w1: Tensor, w2: Tensor, n_out: int) -> bool:
         return False
     if backend() != "auto":
         return backend() == "triton"
-    # under a compiler plain torch is another program, with which the kernels were not compared
-    if torch.compiler.is_compiling() or not x.is_cuda:
+    if not x.is_cuda:
         return False
     n_tokens = x.numel() // x.shape[-1]
-    faster = measured_faster(_sizes(x.shape[-1], w1, w2, n_out), n_tokens, x.dtype.itemsize)
+    faster = measured_faster(_sizes(x.shape[-1], w1, w2, n_out), n_tokens, x.dtype.itemsize, is_replayed())
     return wants_triton(x, faster)
 
 

@@ -19,18 +19,23 @@ from sciml_monarch.monarch.kernels.linear_configs import (
 N_MULTIPROCESSORS = 132  # of an H200; what a smaller or larger device has changes speed only
 
 
-def measured_faster(sizes: Sizes, n_tokens: int, itemsize: int) -> bool:
-    """Whether kernels were measured to be faster than plain torch and a dense layer, at this shape or a smaller one.
+def measured_faster(sizes: Sizes, n_tokens: int, itemsize: int, replayed: bool = False) -> bool:
+    """Whether kernels were measured to be faster than plain torch, at this shape or a smaller one.
 
-    On an H200: 4096 -> 4096 with 4 and 64 blocks, 16,384 tokens, bfloat16 (``results/speed_h200_thin/first.json``).
+    On an H200 in bfloat16 (``results/speed_h200/linear.json``), from 4 blocks on: 4096 -> 4096, 16,384 tokens; where
+    launches are replayed all sizes from 768 on with 16,384 tokens and from 4096 on with 2,048.
 
     Args:
         sizes: Sizes of the layer.
         n_tokens: Rows of the input.
         itemsize: Bytes of an entry.
+        replayed: Whether only the GPU's time counts, see :func:`~sciml_monarch.monarch.kernels.backend.replayed`.
     """
-    large = n_tokens >= 16384 and min(sizes.n_in, sizes.n_out) >= 4096
-    return itemsize == 2 and large and min(sizes.k, sizes.l) >= 4
+    if itemsize != 2 or min(sizes.k, sizes.l) < 4:
+        return False
+    if replayed:
+        return min(sizes.n_in, sizes.n_out) >= 768 and n_tokens * max(sizes.n_in, sizes.n_out) >= 2048 * 4096
+    return n_tokens >= 16384 and min(sizes.n_in, sizes.n_out) >= 4096
 
 
 @lru_cache(maxsize=4096)  # a layer asks at every pass; numbers of tokens vary
@@ -145,8 +150,8 @@ def _resident(config: ProductConfig, depth: int, itemsize: int) -> ProductConfig
 
 def _product(tokens: int, columns: int, depth: int, itemsize: int) -> ProductConfig:
     """Rows of blocks in, rows of blocks out: weights stay on the chip where they fit, else a tiled product."""
-    for largest, stages in ((128, 3), (64, 2)):
-        rows, wide = min(tokens, largest), _tile(columns, 256)
+    for largest, stages in ((128, 3), (64, 3), (64, 2)):
+        rows, wide = min(tokens, largest), _tile(columns, 128)
         whole = _resident(
             ProductConfig(rows, wide, 0, warps=_warps(rows * wide * itemsize), stages=stages), depth, itemsize
         )

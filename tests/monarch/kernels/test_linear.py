@@ -7,10 +7,10 @@ from torch import nn
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch import MonarchLinear
 from sciml_monarch.monarch.kernels import linear
-from sciml_monarch.monarch.kernels.backend import use_backend
+from sciml_monarch.monarch.kernels.backend import is_replayed, replayed, use_backend
 from sciml_monarch.monarch.kernels.linear import monarch_linear, reference
 from sciml_monarch.monarch.kernels.linear_configs import Plan, Sizes, fits
-from sciml_monarch.monarch.kernels.linear_plans import candidates, choose, measured_faster
+from sciml_monarch.monarch.kernels.linear_plans import alternatives, candidates, choose, measured_faster
 from tests.helpers import TOLERANCE, let_the_compiler_learn_torch, needs_triton, randn, relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -330,8 +330,9 @@ def test_real_sizes_on_the_gpu(n_in, n_out, blocks, dtype):
     sizes = Sizes(blocks, min(p, s), p, blocks, s, min(p, s), n_in, n_out)
     for n_tokens in (1, 64, 2053):
         check(sizes, n_tokens, dtype)
-    for fused in (64, 128):
-        check(sizes, 2053, dtype, choose(sizes, 2053, dtype.itemsize)._replace(fused=fused))
+    plan = choose(sizes, 2053, dtype.itemsize)
+    for fused in alternatives(plan, sizes, 2053, dtype.itemsize)["fused"]:
+        check(sizes, 2053, dtype, fused)
 
 
 @pytest.mark.cuda
@@ -363,3 +364,17 @@ def test_auto_is_for_what_was_measured():
         (large._replace(n_out=1024), 16384, 2),
     ):
         assert not measured_faster(sizes, n_tokens, itemsize)
+    small = Sizes(k=4, q=192, p=192, l=4, s=192, r=192, n_in=768, n_out=768)
+    assert measured_faster(small, 16384, 2, replayed=True)
+    assert not measured_faster(small, 2048, 2, replayed=True)
+    assert not measured_faster(small, 16384, 4, replayed=True)
+
+
+def test_auto_knows_what_is_replayed():
+    assert not is_replayed()
+    with replayed():
+        assert is_replayed()
+        with replayed():
+            pass
+        assert is_replayed()
+    assert not is_replayed()
