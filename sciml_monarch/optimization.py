@@ -77,6 +77,8 @@ def make_optimizer(
     # fused Adam has no complex kernels, and does not go with gradient clipping where gradients are scaled
     fused = all(p.is_cuda and not p.is_complex() for p in trained) and module.trainer.precision != "16-mixed"
     optimizer = Adam([g for g in groups if g["params"]], lr=options.learning_rate, fused=fused or None)
+    if fused:  # else Lightning refuses to clip gradients in "bf16-mixed" too, where nothing scales them
+        optimizer._step_supports_amp_scaling = False
     if options.schedule == "constant":
         return optimizer
     if options.schedule == "cosine":

@@ -158,9 +158,7 @@ def _methods(work: Work) -> list[Method]:
     if work.kind == "fno":
         cost = _fno_cost(work)
         found = [Method(f"FNO{label}", THEIRS, fno, None, "high", "torch", bool(label)) for label in (", compiled", "")]
-        found += [m for m in _ours(work, monarch_fno, cost, "FNO") if m.precision != "medium"]
-        # as users compile it: the operators, which keep less for the backward pass than plain torch under a compiler
-        return [*found, Method("MonarchFNO, operators, compiled", OURS, monarch_fno, cost, "high", "auto", True)]
+        return found + [m for m in _ours(work, monarch_fno, cost, "FNO") if m.precision != "medium"]
     if work.kind == "linear":
         return _linear_methods(work)
     coils, ny, nx = work.sizes
@@ -181,9 +179,9 @@ def _methods(work: Work) -> list[Method]:
 def _ours(
     work: Work, build: Build, cost: Cost, label: str = "", compiled: tuple[bool, ...] = (False, True)
 ) -> list[Method]:
-    """Plain torch and kernels, at each precision that differs."""
+    """Plain torch, kernels and what ``auto`` takes, at each precision that differs."""
     precisions: tuple[Precision, ...] = ("highest",) if work.dtype == HALF else ("highest", "high", "medium")
-    backends: tuple[tuple[Backend, str], ...] = (("torch", "plain torch"), ("triton", "kernels"))
+    backends: tuple[tuple[Backend, str], ...] = (("torch", "plain torch"), ("triton", "kernels"), ("auto", "auto"))
     return [
         Method(f"Monarch{label}, {kind}{', compiled' if c else ''}", OURS, build, cost, precision, backend, c)
         for backend, kind in backends

@@ -82,11 +82,12 @@ def in_turns(steps: dict[str, Callable[[], object]], device: torch.device, secon
 
 
 def training_step(
-    net: nn.Module, batch: tuple[Tensor, ...], precision: Precision, device: torch.device, compiled: bool, graph: bool
+    net: nn.Module, batch: tuple[Tensor, ...], precision: Precision, device: torch.device, mode: Mode
 ) -> Callable[[], object]:
-    """Loss, gradients and AdamW; with ``graph`` as one CUDA graph."""
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=device.type == "cuda", capturable=graph)
-    forward: Callable[..., Tensor] = torch.compile(net) if compiled else net
+    """Loss, gradients and AdamW."""
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=on_gpu, capturable=mode == "graph")
+    forward: Callable[..., Tensor] = torch.compile(net) if mode == "compiled" else net
 
     def step() -> None:
         with _precision(precision, device):
@@ -95,7 +96,7 @@ def training_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return _replayed(step) if graph else step
+    return _replayed(step) if mode == "graph" else step
 
 
 def _replayed(step: Callable[[], object]) -> Callable[[], object]:
@@ -156,8 +157,7 @@ def network_row(
         "skipped_layers": sorted({f"{r.kind}: {r.note}" for r in report.skipped}),
         "output_error": output_error(monarch, batch, precision, device),
     }
-    compiled, graph = mode != "eager", mode == "graph"
-    steps = {form: training_step(net, batch, precision, device, compiled, graph) for form, net in nets.items()}
+    steps = {form: training_step(net, batch, precision, device, mode) for form, net in nets.items()}
     if device.type == "cuda":
         memory = {}
         for form, step in steps.items():
@@ -208,6 +208,7 @@ def benchmark_sparse(
     precision: Precision = "bf16-mixed",
     smaller_batches: list[int] | None = None,
     modes: list[Mode] | None = None,
+    layers: bool = True,
     backend: Backend = "auto",
     device: str = "auto",
     seconds_per_row: float = 5.0,
@@ -223,8 +224,9 @@ def benchmark_sparse(
         blocks: Blocks of the Monarch matrices; the paper's are 4.
         precision: "bf16-mixed": float32 weights, autocast; "bf16": everything; "32".
         smaller_batches: The batch sizes of the table are divided by each of these too; by default 8.
-        modes: "eager", "compiled", "graph" (compiled, and the whole step replayed as a CUDA graph); by default all on
-            a GPU, and eager on a CPU.
+        modes: "eager", "compiled", "graph" (not compiled, the whole step replayed as a CUDA graph); by default all on a
+            GPU, and eager on a CPU.
+        layers: Whether to time single layers too.
         backend: How Monarch layers are computed.
         device: "cpu", "cuda", "cuda:1" ...; "auto" is a GPU if there is one.
         seconds_per_row: Time in which the steps of each form are counted.
@@ -285,7 +287,7 @@ def benchmark_sparse(
                     ),
                     {"network": name, "batch": size, "mode": mode},
                 )
-    for width, ratio, tokens in SMALL_LAYERS if quick else LAYERS:
+    for width, ratio, tokens in (SMALL_LAYERS if quick else LAYERS) if layers else ():
         add(
             lambda w=width, r=ratio, t=tokens: layer_row(  # type: ignore[misc]
                 w, r, t, blocks, precision, where, seconds_per_row / 5

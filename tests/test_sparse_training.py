@@ -317,6 +317,15 @@ def test_a_compiled_network_switches_like_the_plain_one(vorticity_folder, tmp_pa
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_gradients_are_clipped_in_every_precision(precision, vorticity_folder, tmp_path):
+    options = CPU | {"accelerator": "cuda", "devices": 1, "precision": precision, "gradient_clip_val": 1e-3}
+    task = PDETask(operator(), Optimization(learning_rate=1e-3))
+    fit(task, data(vorticity_folder), tmp_path, monitor=None, trainer_options=options | {"max_epochs": 1})
+    assert all(p.isfinite().all() for p in task.parameters())
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("way", [SparseToDense, DenseToSparse])
 def test_a_captured_graph_switches_like_eager(way, vorticity_folder, tmp_path):
     def train_(graph):

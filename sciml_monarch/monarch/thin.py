@@ -32,17 +32,20 @@ class Wanted(NamedTuple):
         which: Rows or columns, ``(m,)`` int64.
         columns: Whether they are columns.
         scale: Factors of the real and of the imaginary plane, ``(2, m)``.
+        stacked: Whether the planes are to be one matrix, one above the other.
     """
 
     n: int
     which: Tensor
     columns: bool
     scale: Tensor
+    stacked: bool = False
 
 
 class ThinMatrices(nn.Module):
     """Computes parts of transforms, which are given in the call; holds the places of everything, no parameters."""
 
+    operands: Tensor
     places: Tensor
     signs: Tensor
 
@@ -51,18 +54,20 @@ class ThinMatrices(nn.Module):
         device = torch.get_default_device()
         with torch.device("cpu"):
             wanted = [w._replace(which=w.which.cpu(), scale=w.scale.cpu()) for w in wanted]
-            self.columns = [w.columns for w in wanted]
-            self.groups = _grouped([_form(w) for w in wanted])
-            chosen, tables = _tables(wanted, self.groups)
-            self.blocks = [(*dft(w.n).factors.w1.shape, 2) for w in wanted]
-        self.shapes = [place.shape[1:] for place, _ in tables]
-        for i, rows in enumerate(chosen):
-            self.register_buffer(f"chosen{i}", rows.to(device), persistent=False)
+            groups = _grouped([_form(w) for w in wanted])
+            chosen, tables = _tables(wanted, groups)
+            operands = _operands(wanted, groups, chosen)
+            self.blocks = [_factor_shapes(w.n)[0] for w in wanted]
+        self.operand_shapes = [tuple(operand.shape) for operand in operands]
+        self.operand_sizes = [operand.numel() for operand in operands]
+        self.shapes = [(2 * len(w.which), w.n) if w.stacked else (2, len(w.which), w.n) for w in wanted]
+        self.sizes = [prod(shape) for shape in self.shapes]
         places, signs = (torch.cat([t.flatten(1) for t in ts], 1) for ts in zip(*tables, strict=True))
-        self.register_buffer("places", places.to(device), persistent=False)
+        self.register_buffer("operands", torch.cat([t.flatten() for t in operands]).to(device), persistent=False)
+        self.register_buffer("places", places.flatten().to(device), persistent=False)
         self.register_buffer("signs", signs.to(device, torch.get_default_dtype()), persistent=False)
 
-    def forward(self, layers: Sequence[Sequence[MonarchTransform]]) -> list[Tensor]:
+    def forward(self, layers: Sequence[Sequence[MonarchTransform]]) -> list[list[Tensor]]:
         """Computes what is wanted of the transforms of each layer.
 
         Args:
@@ -70,32 +75,30 @@ class ThinMatrices(nn.Module):
                 have the same shapes and input permutation.
 
         Returns:
-            Of each part ``(layers, 2, m, n)``: real and imaginary plane of rows, or of columns, as rows too: the
-            transpose; at least float32.
+            Of each layer of each part ``(2, m, n)``, or ``(2 m, n)``: real and imaginary plane of rows, or of columns,
+            as rows too: the transpose; at least float32.
 
         Raises:
             InputError: A transform has other blocks than a new one has (not checked while compiling).
         """
-        if not torch.compiler.is_compiling():
-            for transforms in layers:
-                for transform, shape in zip(transforms, self.blocks, strict=True):
-                    if transform.takes_real or transform.w1.shape != shape:
-                        raise InputError(f"{transform} must have w1 of shape {tuple(shape)} and a complex result")
-        n_layers = len(layers)
-        products = []
-        for i, members in enumerate(self.groups):
-            pairs = [_sides(transforms[j], self.columns[j]) for transforms in layers for j in members]
-            some, every = (torch.stack(side).unflatten(0, (n_layers, -1)) for side in zip(*pairs, strict=True))
-            chosen: Tensor = getattr(self, f"chosen{i}")
-            if len(chosen) < some.shape[1] * some.shape[2]:
-                some = some.flatten(1, 2).index_select(1, chosen).unflatten(1, (len(members), -1))
-            # some (layer, t, chosen, plane, l, k), every (layer, t, plane, l, k, p)
-            products.append((some[:, :, :, :, None, :, :, None] * every[:, :, None, None]).flatten(1))
+        compiling = torch.compiler.is_compiling()
+        factors = []
+        for transforms in layers:
+            for transform, shape in zip(transforms, self.blocks, strict=True):
+                w1 = transform.w1
+                if not compiling and (transform.takes_real or w1.shape != shape):
+                    raise InputError(f"{transform} must have w1 of shape {shape} and a complex result")
+                factors += [w1.flatten(), transform.w2.flatten()]
+        # one copy of all factors as they lie in memory, as then do their gradients
+        entries = torch.cat(factors)
+        entries = entries.to(torch.promote_types(entries.dtype, torch.float32)).view(len(layers), -1)
+        parts = entries.index_select(1, self.operands).split(self.operand_sizes, 1)
+        sides = [part.view(-1, *shape) for part, shape in zip(parts, self.operand_shapes, strict=True)]
+        products = [(some * every).flatten(1) for some, every in zip(sides[::2], sides[1::2], strict=True)]
         terms = products[0] if len(products) == 1 else torch.cat(products, 1)
-        picked = terms.index_select(1, self.places.flatten()).unflatten(1, self.places.shape)
-        entries = (picked * self.signs).sum(1)
-        sizes = [prod(shape) for shape in self.shapes]
-        return [m.view(n_layers, *shape) for m, shape in zip(entries.split(sizes, 1), self.shapes, strict=True)]
+        picked = terms.index_select(1, self.places).view(-1, *self.signs.shape)
+        found = iter((picked * self.signs).sum(1).flatten().split(self.sizes * len(layers)))
+        return [[next(found).view(shape) for shape in self.shapes] for _ in layers]
 
 
 class _Form(NamedTuple):
@@ -117,11 +120,34 @@ def _grouped(forms: Sequence[_Form]) -> list[list[int]]:
     return [[i for i, form in enumerate(forms) if form == each] for each in dict.fromkeys(forms)]
 
 
-def _sides(transform: MonarchTransform, columns: bool) -> tuple[Tensor, Tensor]:
+def _factor_shapes(n: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the factors as a transform stores them: complex numbers as pairs."""
+    w1, w2 = dft(n).factors
+    return (*w1.shape, 2), (*w2.shape, 2)
+
+
+def _operands(wanted: Sequence[Wanted], groups: Sequence[Sequence[int]], chosen: Sequence[Tensor]) -> list[Tensor]:
+    """Of each group two operands whose product, broadcast, is ``(t, chosen, plane, plane, l, k, ..)``.
+
+    As places in the concatenation of the factors of all transforms. No place occurs twice.
+    """
+    numbers, offset = [], 0
+    for w in wanted:
+        for shape in _factor_shapes(w.n):
+            numbers.append(offset + torch.arange(prod(shape)).view(shape))
+            offset += prod(shape)
+    operands = []
+    for members, rows in zip(groups, chosen, strict=True):
+        sides = [_sides(numbers[2 * j], numbers[2 * j + 1], wanted[j].columns) for j in members]
+        some, every = (torch.stack(side) for side in zip(*sides, strict=True))
+        some = some.flatten(0, 1)[rows].unflatten(0, (len(members), -1))
+        operands += [some[:, :, :, None, :, :, None], every[:, None, None]]
+    return operands
+
+
+def _sides(w1: Tensor, w2: Tensor, columns: bool) -> tuple[Tensor, Tensor]:
     """The factor of which some are chosen, ``(.., plane, l, k)``, and the other one, ``(plane, l, k, ..)``."""
-    precision = torch.promote_types(transform.w1.dtype, torch.float32)
-    w1, w2 = transform.w1.to(precision), transform.w2.to(precision)  # (k, l, p, plane), (l, s, k, plane)
-    if columns:
+    if columns:  # of (k, l, p, plane) and (l, s, k, plane)
         return w1.permute(2, 3, 1, 0), w2.permute(3, 0, 2, 1)
     return w2.permute(1, 3, 0, 2), w1.permute(3, 1, 0, 2)
 
@@ -136,7 +162,6 @@ def _tables(
         form = _form(wanted[members[0]])
         needed = [_coordinates(wanted[j])[0].unique() for j in members]
         n_chosen = max(len(values) for values in needed)
-        n_chosen = form.some if 2 * n_chosen >= form.some else n_chosen  # all of them are one operation less
         for t, (j, values) in enumerate(zip(members, needed, strict=True)):
             # those that lack a few are filled up, all are different: no two gradients fall on one entry
             others = torch.tensor([i for i in range(form.some) if i not in set(values.tolist())], dtype=torch.int64)

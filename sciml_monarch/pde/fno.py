@@ -118,7 +118,8 @@ def _with_zeros(x: Tensor, grid: Sequence[int]) -> Tensor:
 
 def _cut(x: Tensor, grid: Sequence[int]) -> Tensor:
     for axis, n in enumerate(grid, start=2):
-        x = x.narrow(axis, 0, n)
+        if x.shape[axis] != n:  # the gradient of a cut that leaves all as it is would be copied to zeros
+            x = x.narrow(axis, 0, n)
     return x
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 from sciml_monarch.monarch.kernels.backend import autocast, transformed
+from sciml_monarch.monarch.kernels.spectral_mixing import without_autocast
 
 PIECE_BYTES = 2**25  # of hidden channels: stays in the second-level cache of a large GPU
 
@@ -35,7 +36,8 @@ def pointwise_linear(x: Tensor, weight: Tensor, source: Tensor | None = None) ->
     if _undifferentiated():
         return _each(weight, x.flatten(2)).unflatten(2, grid)
     source = None if source is None else autocast(source).flatten(2)
-    return _linear(x.flatten(2), weight, source).unflatten(2, grid)
+    linear = _linear if torch.compiler.is_compiling() else _Linear.apply
+    return linear(x.flatten(2), weight, source).unflatten(2, grid)
 
 
 def pointwise_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
@@ -58,7 +60,10 @@ def pointwise_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> 
     if _plain_wanted():
         hidden = gelu((torch.einsum("hi,bin->bhn", w1, x) + b1[:, None]).to(x.dtype))
         return (torch.einsum("oh,bhn->bon", w2, hidden) + b2[:, None]).to(x.dtype).unflatten(2, grid)
-    return (_in_pieces if _undifferentiated() else _mlp)(x, w1, b1, w2, b2).unflatten(2, grid)
+    if _undifferentiated():
+        return _in_pieces(x, w1, b1, w2, b2).unflatten(2, grid)
+    mlp = _mlp if torch.compiler.is_compiling() else _MLP.apply
+    return mlp(x, w1, b1, w2, b2).unflatten(2, grid)
 
 
 def _undifferentiated() -> bool:
@@ -86,7 +91,7 @@ def _linear_fake(x: Tensor, weight: Tensor, source: Tensor | None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0], x.shape[2])
 
 
-def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
     x, weight, source = inputs
     ctx.activated = source is not None
     # a frozen weight's gradient, for which alone the field is there, is not wanted
@@ -168,7 +173,7 @@ def _gradients_of_piece(
     return [by_x, by_w1, by_b1, by_w2, by_b2]
 
 
-def _save_mlp(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_mlp(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
     ctx.save_for_backward(*inputs[:4])
     ctx.b2_dtype = inputs[4].dtype
 
@@ -187,6 +192,30 @@ def _mlp_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 _linear.register_autograd(_linear_backward, setup_context=_save_linear)
 _mlp.register_autograd(_mlp_backward, setup_context=_save_mlp)
+
+
+class _Linear(torch.autograd.Function):
+    """What ``_linear`` is to a compiler, for eager mode: an operator takes longer to begin than small fields take."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, source: Tensor | None) -> Tensor:
+        _save_linear(ctx, (x, weight, source))
+        with without_autocast(x):
+            return _each(weight, x)
+
+    backward = staticmethod(_linear_backward)
+
+
+class _MLP(torch.autograd.Function):
+    """The same of ``_mlp``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        _save_mlp(ctx, (x, w1, b1, w2, b2))
+        with without_autocast(x):
+            return _in_pieces(x, w1, b1, w2, b2)
+
+    backward = staticmethod(_mlp_backward)
 
 
 def _pieces(x: Tensor, w1: Tensor) -> Iterator[slice]:

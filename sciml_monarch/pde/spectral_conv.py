@@ -46,9 +46,9 @@ def _wanted(frequencies: Sequence[Tensor], grid: Sequence[int]) -> list[Wanted]:
     times = torch.where((last == 0) | (2 * last == grid[-1]), 1.0, 2.0)
     scales = [*both, torch.ones(2, len(last))], [*both, torch.stack([times, -times])]
     return [
-        Wanted(n, i, columns, scale)
+        Wanted(n, i, columns, scale, axis == len(grid) - 1)
         for columns, scales_of_axes in zip((False, True), scales, strict=True)
-        for n, i, scale in zip(grid, index, scales_of_axes, strict=True)
+        for axis, (n, i, scale) in enumerate(zip(grid, index, scales_of_axes, strict=True))
     ]
 
 
@@ -65,7 +65,7 @@ def in_mixing_order(weight: Tensor) -> Tensor:
 def mixing_matrices(weight: Tensor) -> Tensor:
     """Mode weights ``(i, o, *modes, 2)`` as ``(F, i, 2 o)``: columns (plane, output)."""
     i, o = weight.shape[:2]
-    return weight.reshape(i, o, -1, 2).permute(2, 0, 3, 1).reshape(-1, i, 2 * o)
+    return weight.permute(*range(2, weight.ndim - 1), 0, -1, 1).reshape(-1, i, 2 * o)
 
 
 def spectral_conv(
@@ -224,19 +224,18 @@ def prepare_alike(layers: Sequence[MonarchSpectralConv], grid: Sequence[int]) ->
     first = layers[0]
     if len(grid) != len(first.grid):
         raise InputError(f"a network for fields of {len(first.grid)} axes cannot take a grid {tuple(grid)}")
-    thin = first.thin([(*layer.analysis, *layer.synthesis) for layer in layers])
-    analysis, synthesis = thin[: len(grid)], thin[len(grid) :]
-    analysis[-1], synthesis[-1] = analysis[-1].flatten(1, 2), synthesis[-1].flatten(1, 2)
-    # in memory columns lie as rows: so the products take them as they are, forward and backward
-    synthesis = [matrix.mT for matrix in synthesis]
-    for axis, (n, n_new) in enumerate(zip(first.grid, grid, strict=True)):
-        if n_new != n:
-            down, up = (resampling_matrix(*sizes).to(thin[0]) for sizes in ((n, n_new), (n_new, n)))
+    d = len(grid)
+    matrices = first.thin([(*layer.analysis, *layer.synthesis) for layer in layers])
+    resampling = {
+        axis: [resampling_matrix(*sizes).to(matrices[0][0]) for sizes in ((n, n_new), (n_new, n))]
+        for axis, (n, n_new) in enumerate(zip(first.grid, grid, strict=True))
+        if n_new != n
+    }
+    prepared = []
+    for layer, thin in zip(layers, matrices, strict=True):
+        # in memory columns lie as rows: so the products take them as they are, forward and backward
+        analysis, synthesis = thin[:d], [matrix.mT for matrix in thin[d:]]
+        for axis, (down, up) in resampling.items():
             analysis[axis], synthesis[axis] = analysis[axis] @ down, up @ synthesis[axis]
-    both = (*analysis, *synthesis)
-    # of one layer: unbind would copy its gradient
-    of_layers = zip(*(matrix.unbind() if len(layers) > 1 else [matrix.squeeze(0)] for matrix in both), strict=True)
-    return [
-        (*matrices[: len(grid)], mixing_matrices(layer.weight), *matrices[len(grid) :])
-        for layer, matrices in zip(layers, of_layers, strict=True)
-    ]
+        prepared.append((*analysis, mixing_matrices(layer.weight), *synthesis))
+    return prepared

@@ -35,7 +35,7 @@ def test_equals_each_transform_by_itself_with_gradients(case, n_layers):
                 planes = torch.stack((transform.thin_columns_planes if columns else transform.thin_planes)(index))
                 transforms.append(transform)
                 expected.append((planes.mT if columns else planes) * scale[..., None])
-    found = [matrix for matrices in ThinMatrices(wanted).double()(layers) for matrix in matrices]
+    found = [matrix for part in zip(*ThinMatrices(wanted).double()(layers), strict=True) for matrix in part]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
     parameters = [w for transforms in layers for transform in transforms for w in transform.parameters()]

@@ -6,9 +6,9 @@ The matrices are those that :mod:`~sciml_monarch.monarch.kernels.spectral_refere
 dimensions; each map is the other's transpose for suitable matrices, so that the gradient of either is the other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,16 @@ from torch.nn.functional import gelu as apply_gelu
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.kernels import spectral_products as products
-from sciml_monarch.monarch.kernels.backend import autocast, backend, plain_wanted, wants_triton
+from sciml_monarch.monarch.kernels.backend import (
+    autocast,
+    backend,
+    dot_precision,
+    is_replayed,
+    plain_wanted,
+    wants_triton,
+)
 from sciml_monarch.monarch.kernels.spectral_layout import Activation, sizes
+from sciml_monarch.monarch.kernels.spectral_mixing import without_autocast
 
 
 def spectral_analysis(field: Tensor, matrices: Sequence[Tensor], source: Tensor | None = None) -> Tensor:
@@ -39,10 +47,10 @@ def spectral_analysis(field: Tensor, matrices: Sequence[Tensor], source: Tensor 
     if tuple(field.shape[2:]) != grid:
         raise InputError(f"matrices for a grid {grid} cannot take fields of shape {tuple(field.shape)}")
     field = autocast(field)
-    if plain_wanted() or _undifferentiated():
+    if plain_wanted() or _undifferentiated(field):
         return products.analysis(field, [matrix.to(field.dtype) for matrix in matrices], _plainly())
     source = None if source is None else autocast(source)
-    return _analysis(field, list(matrices), False, source, backend() == "triton")
+    return _best().analysis(field, list(matrices), False, source, _asked(field))
 
 
 def spectral_synthesis(
@@ -78,12 +86,12 @@ def spectral_synthesis(
     gelu = activation == "gelu"
     if plain_wanted():
         return _end(products.synthesis(modes, [matrix.to(modes.dtype) for matrix in matrices]), skip, bias, gelu)
-    if _undifferentiated():
+    if _undifferentiated(modes, prod(shape)):
         return _plain_synthesis(modes, [matrix.to(modes.dtype) for matrix in matrices], False, skip, bias, gelu)
     if torch.compiler.is_compiling() and backend() != "triton":  # the compiler fuses the end of the layer
-        out, _ = _synthesis(modes, list(matrices), False, None, None, False, False)
+        out, _ = _synthesis(modes, list(matrices), False, None, None, False, _pays(modes, prod(shape)))
         return _end(out, skip, bias, gelu)
-    out, before = _synthesis(modes, list(matrices), False, skip, bias, gelu, backend() == "triton")
+    out, before = _best().synthesis(modes, list(matrices), False, skip, bias, gelu, _asked(modes, prod(shape)))
     return out, before if gelu else None
 
 
@@ -95,14 +103,16 @@ def _end(out: Tensor, skip: Tensor | None, bias: Tensor | None, gelu: bool) -> t
     return (apply_gelu(out), out) if gelu else (out, None)
 
 
-@torch.library.custom_op("sciml_monarch::spectral_analysis", mutates_args=())
-def _analysis(field: Tensor, matrices: Sequence[Tensor], adjoint: bool, source: Tensor | None, asked: bool) -> Tensor:
+def _analysed(field: Tensor, matrices: Sequence[Tensor], adjoint: bool, source: Tensor | None, asked: bool) -> Tensor:
     """``asked``, here and below: whether kernels were asked for, of the call whose backward pass this may be."""
     if field.numel() == 0:
         return _analysis_fake(field, matrices, adjoint, source, asked)
-    with torch.autocast(field.device.type, enabled=False):
+    with without_autocast(field):
         cast = [matrix.to(field.dtype) for matrix in matrices]
         return products.analysis(field, cast, _by(field, asked), adjoint)
+
+
+_analysis = torch.library.custom_op("sciml_monarch::spectral_analysis", mutates_args=())(_analysed)
 
 
 @_analysis.register_fake
@@ -113,8 +123,7 @@ def _analysis_fake(
     return field.new_empty(prod(kept), field.shape[0], 2, field.shape[1]).transpose(1, 2)
 
 
-@torch.library.custom_op("sciml_monarch::spectral_synthesis", mutates_args=())
-def _synthesis(
+def _synthesised(
     modes: Tensor,
     matrices: Sequence[Tensor],
     adjoint: bool,
@@ -125,12 +134,12 @@ def _synthesis(
 ) -> tuple[Tensor, Tensor]:
     if modes.numel() == 0:
         return _synthesis_fake(modes, matrices, adjoint, skip, bias, gelu, asked)
-    with torch.autocast(modes.device.type, enabled=False):
+    with without_autocast(modes):
         cast = [matrix.to(modes.dtype) for matrix in matrices]
         if wants_triton(modes, measured_faster=asked):
             from sciml_monarch.monarch.kernels import spectral_triton
 
-            out, kept = spectral_triton.synthesis(modes, cast, adjoint, skip, bias, gelu)
+            out, kept = spectral_triton.synthesis(modes, cast, adjoint, skip, bias, gelu, spectral_triton.products())
         else:
             out, kept = _plain_synthesis(modes, cast, adjoint, skip, bias, gelu)
         return out, modes.new_empty(0) if kept is None else kept
@@ -145,6 +154,9 @@ def _plain_synthesis(
     if skip is not None:
         out += skip
     return (apply_gelu(out), out) if gelu else (out, None)
+
+
+_synthesis = torch.library.custom_op("sciml_monarch::spectral_synthesis", mutates_args=())(_synthesised)
 
 
 @_synthesis.register_fake
@@ -162,8 +174,7 @@ def _synthesis_fake(
     return out, torch.empty_like(out) if gelu else modes.new_empty(0)
 
 
-@torch.library.custom_op("sciml_monarch::spectral_gradients", mutates_args=())
-def _gradients(
+def _found_gradients(
     field: Tensor,
     modes: Tensor,
     matrices: Sequence[Tensor],
@@ -180,7 +191,7 @@ def _gradients(
     if field.numel() == 0:
         found = _gradients_fake(field, modes, matrices, adjoint, activated, of_field, of_modes, asked)
         return [gradient.zero_() for gradient in found]
-    with torch.autocast(field.device.type, enabled=False):
+    with without_autocast(field):
         by = _by(field, asked)
         found = _gradients_of_all(field, modes, matrices, adjoint, activated, by, of_field, of_modes)
         both = [modes.new_empty(0) if gradient is None else gradient for gradient in (found.field, found.modes)]
@@ -203,6 +214,9 @@ def _gradients_of_all(
     return found._replace(matrices=[g.to(m.dtype) for g, m in zip(found.matrices, matrices, strict=True)])
 
 
+_gradients = torch.library.custom_op("sciml_monarch::spectral_gradients", mutates_args=())(_found_gradients)
+
+
 @_gradients.register_fake
 def _gradients_fake(
     field: Tensor,
@@ -223,28 +237,40 @@ def _gradients_fake(
     ]
 
 
-def _save_analysis(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+class _Operations(NamedTuple):
+    """Forms of the operations: operators for compilers, and what takes less time to begin."""
+
+    analysis: Callable[..., Tensor]
+    synthesis: Callable[..., tuple[Tensor, Tensor]]
+    gradients: Callable[..., list[Tensor]]
+
+
+def _save_analysis(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
     field, matrices, ctx.adjoint, source, ctx.asked = inputs
     ctx.activated = source is not None
     learned = any(matrix.requires_grad for matrix in matrices)  # else nothing in the backward pass needs the field
     ctx.save_for_backward((source if ctx.activated else field) if learned else None, *matrices)
 
 
-def _analysis_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+def _by_analysis(ctx: Any, gradient: Tensor, of_field: bool, of_matrices: bool, by: _Operations) -> tuple[Any, ...]:
     kept, *matrices = ctx.saved_tensors
-    of_field, of_matrices = ctx.needs_input_grad[0], _any(ctx.needs_input_grad[1])
+    by_field: Tensor | None = None
     if of_matrices and not torch.is_grad_enabled():
-        by_field, _, *by_matrices = _gradients(
+        by_field, _, *by_matrices = by.gradients(
             kept, gradient, matrices, ctx.adjoint, ctx.activated, of_field, False, ctx.asked
         )
-        return by_field if of_field else None, by_matrices, None, None, None
-    by_field = None
+        return by_field if of_field else None, by_matrices
     if of_field:
-        by_field, _ = _synthesis(gradient, matrices, not ctx.adjoint, None, None, False, ctx.asked)
+        by_field, _ = by.synthesis(gradient, matrices, not ctx.adjoint, None, None, False, ctx.asked)
     by_all = _nothing(matrices)
     if of_matrices:
         by_all = _differentiably(kept, gradient, matrices, ctx.adjoint, ctx.activated)
-    return by_field, by_all, None, None, None
+    return by_field, by_all
+
+
+def _analysis_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    of_field, of_matrices, *_ = ctx.needs_input_grad
+    return *_by_analysis(ctx, gradient, of_field, _any(of_matrices), OPERATORS), None, None, None
 
 
 def _save_synthesis(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -255,12 +281,20 @@ def _save_synthesis(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
     ctx.save_for_backward(modes if learned else None, output[1] if ctx.gelu else None, *matrices)
 
 
-def _synthesis_backward(ctx: Any, by_out: Tensor | None, by_before: Tensor | None) -> tuple[Any, ...]:
+def _by_synthesis(
+    ctx: Any,
+    by_out: Tensor | None,
+    by_before: Tensor | None,
+    of_modes: bool,
+    of_matrices: bool,
+    of_bias: bool,
+    by: _Operations,
+) -> tuple[Any, ...]:
+    """By modes, matrices, skip connection and bias."""
     modes, before, *matrices = ctx.saved_tensors
     by_modes, by_matrices, by_bias = None, _nothing(matrices), None
-    of_modes, of_matrices = ctx.needs_input_grad[0], _any(ctx.needs_input_grad[1])
     if by_out is None and by_before is None:
-        return None, by_matrices, None, None, None, None, None
+        return None, by_matrices, None, None
     if ctx.gelu:
         gradient = None if by_out is None else torch.ops.aten.gelu_backward(by_out, before)
         if by_before is not None:
@@ -269,26 +303,34 @@ def _synthesis_backward(ctx: Any, by_out: Tensor | None, by_before: Tensor | Non
         gradient = by_out
     assert gradient is not None
     if of_matrices and not torch.is_grad_enabled():
-        _, by_modes, *by_matrices = _gradients(
+        _, by_modes, *by_matrices = by.gradients(
             gradient, modes, matrices, not ctx.adjoint, False, False, of_modes, ctx.asked
         )
         by_modes = by_modes if of_modes else None
     else:
         if of_modes:
-            by_modes = _analysis(gradient, matrices, not ctx.adjoint, None, ctx.asked)
+            by_modes = by.analysis(gradient, matrices, not ctx.adjoint, None, ctx.asked)
         if of_matrices:
             by_matrices = _differentiably(gradient, modes, matrices, not ctx.adjoint, False)
-    if ctx.needs_input_grad[4]:
+    if of_bias:
         wide = torch.promote_types(gradient.dtype, torch.float32)  # half precision would overflow
         by_bias = gradient.sum([0, *range(2, gradient.ndim)], dtype=wide).to(ctx.bias_dtype)
-    return by_modes, by_matrices, None, gradient if ctx.needs_input_grad[3] else None, by_bias, None, None
+    return by_modes, by_matrices, gradient, by_bias
+
+
+def _synthesis_backward(ctx: Any, by_out: Tensor | None, by_before: Tensor | None) -> tuple[Any, ...]:
+    of_modes, of_matrices, _, of_skip, of_bias, *_ = ctx.needs_input_grad
+    by_modes, by_matrices, by_skip, by_bias = _by_synthesis(
+        ctx, by_out, by_before, of_modes, _any(of_matrices), of_bias, OPERATORS
+    )
+    return by_modes, by_matrices, None, by_skip if of_skip else None, by_bias, None, None
 
 
 def _differentiably(
     field: Tensor, modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, activated: bool
 ) -> list[Tensor]:
     """Gradients of the matrices that can be differentiated again."""
-    with torch.autocast(field.device.type, enabled=False):
+    with without_autocast(field):
         return _gradients_of_all(field, modes, matrices, adjoint, activated).matrices
 
 
@@ -296,9 +338,82 @@ _analysis.register_autograd(_analysis_backward, setup_context=_save_analysis)
 _synthesis.register_autograd(_synthesis_backward, setup_context=_save_synthesis)
 
 
-def _undifferentiated() -> bool:
+class _Analysis(torch.autograd.Function):
+    """What ``_analysis`` is to a compiler, for eager mode: an operator takes longer to begin than small fields take."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, field: Tensor, adjoint: bool, source: Tensor | None, asked: bool, *matrices: Tensor
+    ) -> Tensor:
+        _save_analysis(ctx, (field, matrices, adjoint, source, asked))
+        return _analysed(field, matrices, adjoint, source, asked)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        of_field, _, _, _, *of_matrices = ctx.needs_input_grad
+        by_field, by_matrices = _by_analysis(ctx, gradient, of_field, any(of_matrices), EAGER)
+        return by_field, None, None, None, *by_matrices
+
+
+class _Synthesis(torch.autograd.Function):
+    """The same of ``_synthesis``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        modes: Tensor,
+        adjoint: bool,
+        skip: Tensor | None,
+        bias: Tensor | None,
+        gelu: bool,
+        asked: bool,
+        *matrices: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        output = _synthesised(modes, matrices, adjoint, skip, bias, gelu, asked)
+        _save_synthesis(ctx, (modes, matrices, adjoint, skip, bias, gelu, asked), output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, by_out: Tensor | None, by_before: Tensor | None) -> tuple[Any, ...]:
+        of_modes, _, of_skip, of_bias, _, _, *of_matrices = ctx.needs_input_grad
+        by_modes, by_matrices, by_skip, by_bias = _by_synthesis(
+            ctx, by_out, by_before, of_modes, any(of_matrices), of_bias, EAGER
+        )
+        return by_modes, None, by_skip if of_skip else None, by_bias, None, None, *by_matrices
+
+
+OPERATORS = _Operations(_analysis, _synthesis, _gradients)
+EAGER = _Operations(
+    lambda field, matrices, *others: _Analysis.apply(field, *others, *matrices),
+    lambda modes, matrices, *others: _Synthesis.apply(modes, *others, *matrices),
+    _found_gradients,
+)
+
+
+def _best() -> _Operations:
+    return OPERATORS if torch.compiler.is_compiling() else EAGER
+
+
+def _asked(like: Tensor, n_points: int | None = None) -> bool:
+    """Whether kernels were asked for, or were measured to be faster for so many points of fields."""
+    return backend() == "triton" or _pays(like, like.numel() if n_points is None else n_points)
+
+
+def _pays(like: Tensor, n_points: int) -> bool:
+    """What ``auto`` stands for, measured on an H200 in float32 (``results/speed_h200/``).
+
+    The GPU takes less time for the kernels at all sizes; the processor takes longer to begin them.
+    """
+    if backend() != "auto" or not like.is_cuda or like.dtype != torch.float32:
+        return False
+    if is_replayed() or torch.compiler.is_compiling():
+        return is_replayed()
+    return n_points >= 2**26 and dot_precision(like.dtype) == "tf32x3"
+
+
+def _undifferentiated(like: Tensor, n_points: int | None = None) -> bool:
     """Whether an operator would do nothing but call plain torch, which takes longer than products of small fields."""
-    return not torch.is_grad_enabled() and backend() != "triton"
+    return not torch.is_grad_enabled() and not _asked(like, n_points)
 
 
 def _plainly() -> products.ThinProducts:
@@ -312,7 +427,7 @@ def _by(like: Tensor, asked: bool) -> products.ThinProducts:
         return products.AT_ONCE
     from sciml_monarch.monarch.kernels import spectral_triton
 
-    return spectral_triton.KERNELS
+    return spectral_triton.products()
 
 
 def _nothing(matrices: Sequence[Tensor]) -> Sequence[Tensor | None]:

@@ -53,8 +53,6 @@ class Config:
         depth: Modes of a step of kernels that widen; of no meaning to the others.
         warps: Warps of a program.
         stages: Steps whose loads are in flight.
-        bf16: Whether float32 is multiplied as sums of bfloat16 numbers, of two in place of TF32, of three for its own
-            accuracy: more products, but Hopper's tensor cores take 16 bits in any order of memory, 32 bits in one.
     """
 
     rows: int
@@ -62,13 +60,6 @@ class Config:
     depth: int
     warps: int
     stages: int
-    bf16: bool = False
-
-
-def way(problem: Problem, config: Config) -> str:
-    """How the kernel multiplies: ``input_precision`` of Triton's products, or :data:`DotPrecision`."""
-    parts = {"tf32": "bf16x3", "tf32x3": "bf16x6"}
-    return parts.get(problem.precision, problem.precision) if config.bf16 else problem.precision
 
 
 @cache
@@ -99,7 +90,7 @@ def shared_bytes(problem: Problem, config: Config) -> int:
     else:
         step, sums = config.rows * (config.cols + cut), config.cols * cut
     # operands in parts, and in another order, beside the loads in flight; sums are put in order for the stores
-    parts = {"tf32x3": 2, "bf16x3": 2, "bf16x6": 3}.get(way(problem, config), 1)
+    parts = 2 if problem.precision == "tf32x3" else 1
     return max((config.stages + parts) * n_planes * step * problem.itemsize, 4 * n_planes * sums) + 1024
 
 
@@ -146,12 +137,10 @@ def candidates(problem: Problem) -> Iterator[Config]:
         "turn": [(rows, cols, depth) for rows in (64, 128) for cols in (16, 32, 64, 128) for depth in (16, 32)],
         "weigh_planes": [(rows, cols, 16) for rows in (16, 32, 64) for cols in (64, 128)],
     }
-    ways = (False, True) if problem.precision in ("tf32", "tf32x3") else (False,)
-    for (rows, cols, depth), bf16 in product(shapes[problem.kernel], ways):
-        for warps, stages in product((4, 8), (1, 2, 3, 4)):
-            config = Config(rows, cols, depth, warps, stages, bf16)
-            if (cols <= widest or problem.kernel.startswith("weigh")) and fits(problem, config):
-                yield config
+    for (rows, cols, depth), warps, stages in product(shapes[problem.kernel], (4, 8), (1, 2, 3, 4)):
+        config = Config(rows, cols, depth, warps, stages)
+        if (cols <= widest or problem.kernel.startswith("weigh")) and fits(problem, config):
+            yield config
 
 
 @cache
@@ -172,7 +161,7 @@ def choose(problem: Problem) -> Config:
     return next(config for config in preferred if fits(problem, config))
 
 
-# the fastest on an H200 for 64 channels, 16 samples, 256^2 points, 32 modes (results/speed_h200_thin/tune.json)
+# the fastest on an H200 for 64 channels, 16 samples, 256^2 points, 32 modes (results/speed_h200/tune_spectral.json)
 _MEASURED: dict[tuple[Kernel, DotPrecision], Config] = {
     ("narrow", "tf32x3"): Config(64, 32, 16, 4, 3),
     ("narrow", "tf32"): Config(128, 32, 16, 4, 4),
@@ -183,6 +172,15 @@ _MEASURED: dict[tuple[Kernel, DotPrecision], Config] = {
     ("weigh", "tf32x3"): Config(32, 128, 16, 4, 3),
     ("weigh", "tf32"): Config(64, 64, 16, 4, 1),
     ("weigh", "bf16"): Config(64, 128, 16, 8, 1),
+    ("narrow_planes", "tf32x3"): Config(64, 16, 16, 4, 4),
+    ("narrow_planes", "tf32"): Config(128, 32, 16, 8, 2),
+    ("narrow_planes", "bf16"): Config(128, 32, 16, 4, 3),
+    ("turn", "tf32x3"): Config(64, 64, 16, 4, 3),
+    ("turn", "tf32"): Config(64, 128, 32, 4, 1),
+    ("turn", "bf16"): Config(128, 64, 32, 8, 1),
+    ("weigh_planes", "tf32x3"): Config(16, 64, 16, 4, 4),
+    ("weigh_planes", "tf32"): Config(64, 64, 16, 4, 1),
+    ("weigh_planes", "bf16"): Config(64, 64, 16, 4, 1),
 }
 # where those do not fit, and for half precisions: best first
 _PREFERRED: dict[Kernel, list[tuple[int, int, int, int, int]]] = {

@@ -5,6 +5,7 @@ samples, and four real products are put together afterwards.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,20 +27,15 @@ def spectral_mixing(modes: Tensor, matrices: Tensor) -> Tensor:
     """
     if plain_wanted() or torch.compiler.is_compiling():
         return _mixed(modes, matrices, joined)
-    if not torch.is_grad_enabled():  # an operator would do nothing else, and take longer
+    if not torch.is_grad_enabled():  # the other would do nothing else, and take longer
         return _mixed(modes, matrices, joined_in_place)
-    return _mixing(modes, matrices)
+    return _Mixing.apply(modes, matrices)
 
 
-@torch.library.custom_op("sciml_monarch::spectral_mixing", mutates_args=())
-def _mixing(modes: Tensor, matrices: Tensor) -> Tensor:
-    with torch.autocast(modes.device.type, enabled=False):
-        return _mixed(modes, matrices, joined_in_place)
-
-
-@_mixing.register_fake
-def _mixing_fake(modes: Tensor, matrices: Tensor) -> Tensor:
-    return modes.new_empty(2, modes.shape[0], modes.shape[2], matrices.shape[2] // 2).transpose(0, 1)
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Switches autocast off where it is on: to enter its context takes longer than to ask."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _mixed(modes: Tensor, matrices: Tensor, join: Callable[[Tensor, int, bool], Tensor]) -> Tensor:
@@ -53,23 +49,26 @@ def _rows(modes: Tensor) -> Tensor:
     return modes.transpose(1, 2).flatten(1, 2)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    modes, matrices = inputs
-    ctx.save_for_backward(modes if matrices.requires_grad else None, matrices if modes.requires_grad else None)
+class _Mixing(torch.autograd.Function):
+    """For eager mode: an operator of :mod:`torch.library` takes several times as long to begin."""
 
+    @staticmethod
+    def forward(ctx: Any, modes: Tensor, matrices: Tensor) -> Tensor:
+        of_modes, of_matrices = ctx.needs_input_grad
+        ctx.save_for_backward(modes if of_matrices else None, matrices if of_modes else None)
+        with without_autocast(modes):
+            return _mixed(modes, matrices, joined_in_place)
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    modes, matrices = ctx.saved_tensors
-    by_modes, by_matrices = None, None
-    with torch.autocast(gradient.device.type, enabled=False):
-        re, im = gradient.transpose(1, 2).split(1, 2)  # (F, b, 1, o) each
-        by_terms = torch.cat([re, im, im, -re], 2).flatten(2)  # (F, b, (plane, plane, o))
-        by_terms = by_terms.view(len(by_terms), -1, by_terms.shape[2] // 2)
-        if ctx.needs_input_grad[0]:
-            by_modes = torch.bmm(by_terms, matrices.mT).unflatten(1, (-1, 2)).transpose(1, 2)
-        if ctx.needs_input_grad[1]:
-            by_matrices = torch.bmm(_rows(modes).mT, by_terms)
-    return by_modes, by_matrices
-
-
-_mixing.register_autograd(_backward, setup_context=_save)
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        modes, matrices = ctx.saved_tensors
+        by_modes, by_matrices = None, None
+        with without_autocast(gradient):
+            re, im = gradient.transpose(1, 2).split(1, 2)  # (F, b, 1, o) each
+            by_terms = torch.cat([re, im, im, -re], 2).flatten(2)  # (F, b, (plane, plane, o))
+            by_terms = by_terms.view(len(by_terms), -1, by_terms.shape[2] // 2)
+            if ctx.needs_input_grad[0]:
+                by_modes = torch.bmm(by_terms, matrices.mT).unflatten(1, (-1, 2)).transpose(1, 2)
+            if ctx.needs_input_grad[1]:
+                by_matrices = torch.bmm(_rows(modes).mT, by_terms)
+        return by_modes, by_matrices

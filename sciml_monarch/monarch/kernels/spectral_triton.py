@@ -8,18 +8,19 @@ import torch
 import triton
 from torch import Tensor
 
-from sciml_monarch.monarch.kernels import spectral_products as products
-from sciml_monarch.monarch.kernels.backend import dot_precision
+from sciml_monarch.monarch.kernels import spectral_products
+from sciml_monarch.monarch.kernels.backend import backend, dot_precision
 from sciml_monarch.monarch.kernels.device import device_of
-from sciml_monarch.monarch.kernels.spectral_configs import Config, Kernel, Problem, choose, plane_tile, tiles, way
+from sciml_monarch.monarch.kernels.spectral_configs import Config, Kernel, Problem, choose, plane_tile, tiles
 from sciml_monarch.monarch.kernels.spectral_kernels_triton import narrow_kernel, weigh_kernel, widen_kernel
 from sciml_monarch.monarch.kernels.spectral_planes_triton import (
     narrow_planes_kernel,
     turn_kernel,
     weigh_planes_kernel,
 )
-from sciml_monarch.monarch.kernels.spectral_products import ThinProducts
+from sciml_monarch.monarch.kernels.spectral_products import AT_ONCE, ThinProducts
 
+LARGE = 2**21  # numbers of an operand
 N_PROGRAMS = 264  # that share rows to be summed: two for each multiprocessor of an H200; on others only speed differs
 
 
@@ -70,7 +71,7 @@ def narrow(x: Tensor, matrix: Tensor, config: Config | None = None) -> Tensor:
             rows,
             COLUMNS=columns,
             MODES=modes,
-            PRECISION=way(task, c),
+            PRECISION=task.precision,
             ROWS=c.rows,
             DEPTH=c.cols,
             MAIN=t.main,
@@ -118,7 +119,7 @@ def widen(
             COLUMNS=columns,
             MODES=modes,
             GELU=end.gelu,
-            PRECISION=way(task, c),
+            PRECISION=task.precision,
             ROWS=c.rows,
             COLS=c.cols,
             DEPTH=c.depth,
@@ -156,7 +157,7 @@ def weigh(y: Tensor, x: Tensor, config: Config | None = None) -> Tensor:
             groups,
             COLUMNS=columns,
             MODES=modes,
-            PRECISION=way(task, c),
+            PRECISION=task.precision,
             ROWS=c.rows,
             COLS=c.cols,
             MAIN=t.main,
@@ -197,7 +198,7 @@ def narrow_planes(
             MODES=modes,
             INNER=inner or 0,
             CONJUGATE=conjugate,
-            PRECISION=way(task, c),
+            PRECISION=task.precision,
             ROWS=c.rows,
             DEPTH=c.cols,
             MAIN=main,
@@ -233,7 +234,7 @@ def turn(y: Tensor, planes: Tensor, conjugate: bool, config: Config | None = Non
             COLUMNS=columns,
             MODES=modes,
             CONJUGATE=conjugate,
-            PRECISION=way(task, c),
+            PRECISION=task.precision,
             ROWS=c.rows,
             COLS=c.cols,
             DEPTH=c.depth,
@@ -271,7 +272,7 @@ def weigh_planes(g: Tensor, z: Tensor, conjugate: bool, config: Config | None = 
             COLUMNS=columns,
             MODES=modes,
             CONJUGATE=conjugate,
-            PRECISION=way(task, c),
+            PRECISION=task.precision,
             ROWS=c.rows,
             COLS=c.cols,
             MAIN=main,
@@ -284,8 +285,37 @@ def weigh_planes(g: Tensor, z: Tensor, conjugate: bool, config: Config | None = 
 KERNELS = ThinProducts(narrow, lambda y, matrix: widen(y, matrix)[0], weigh, narrow_planes, turn, weigh_planes)
 
 
+def _left_to_cublas(x: Tensor) -> bool:
+    """Whether torch was measured to widen and weigh faster: TF32 takes operands in one order of memory only.
+
+    Triton turns them around as slowly as it reads them; cuBLAS does not, but takes longer for small ones.
+    """
+    return dot_precision(x.dtype) == "tf32" and x.numel() >= LARGE
+
+
+FASTEST = ThinProducts(
+    narrow,
+    lambda y, matrix: (AT_ONCE.widen if _left_to_cublas(y) else KERNELS.widen)(y, matrix),
+    lambda y, x: (AT_ONCE if _left_to_cublas(y) else KERNELS).weigh(y, x),
+    narrow_planes,
+    lambda y, planes, conjugate: (AT_ONCE if _left_to_cublas(y) else KERNELS).turn(y, planes, conjugate),
+    lambda g, z, conjugate: (AT_ONCE if _left_to_cublas(g) else KERNELS).weigh_planes(g, z, conjugate),
+)
+
+
+def products() -> ThinProducts:
+    """All kernels where they are asked for; else each product by what was measured to be faster on an H200."""
+    return KERNELS if backend() == "triton" else FASTEST
+
+
 def synthesis(
-    modes: Tensor, matrices: Sequence[Tensor], adjoint: bool, skip: Tensor | None, bias: Tensor | None, gelu: bool
+    modes: Tensor,
+    matrices: Sequence[Tensor],
+    adjoint: bool,
+    skip: Tensor | None,
+    bias: Tensor | None,
+    gelu: bool,
+    by: ThinProducts = KERNELS,
 ) -> tuple[Tensor, Tensor | None]:
     """The synthesis and the end of a Fourier layer, which is part of the last product.
 
@@ -296,11 +326,14 @@ def synthesis(
         skip: Fields ``(b, c, *grid)`` to add.
         bias: ``(c,)`` to add.
         gelu: Whether to apply GELU.
+        by: How products are computed; the last one, where there is something to add or to apply, by its kernel.
 
     Returns:
         The fields ``(b, c, *grid)`` and, with GELU, what went into it.
     """
-    y, grid = products.synthesis_but_last(modes, matrices, KERNELS, adjoint)
+    if skip is None and bias is None and not gelu:
+        return spectral_products.synthesis(modes, matrices, by, adjoint), None
+    y, grid = spectral_products.synthesis_but_last(modes, matrices, by, adjoint)
     shape = (*modes.shape[2:], *grid)
     out, before = widen(y[None], matrices[-1].mT if adjoint else matrices[-1], End(skip, bias, prod(grid[:-1]), gelu))
     return out.view(shape), None if before is None else before.view(shape)

@@ -10,7 +10,7 @@ import pytest
 
 from sciml_monarch.monarch.kernels.backend import KERNEL_SHARED_BYTES
 from sciml_monarch.monarch.kernels.spectral_configs import KERNELS as KINDS
-from sciml_monarch.monarch.kernels.spectral_configs import Config, Problem, choose, fits, shared_bytes, way
+from sciml_monarch.monarch.kernels.spectral_configs import Config, Problem, choose, fits, shared_bytes
 from tests.helpers import needs_triton
 
 ROOT = Path(__file__).parents[3]
@@ -60,7 +60,7 @@ def test_what_is_chosen_is_tensor_core_code_that_fits_a_multiprocessor():
     assert too_large["shared"] > KERNEL_SHARED_BYTES
     assert not fits(*TOO_LARGE)
     for (problem, config), usage in zip(pairs, found, strict=True):
-        assert (usage["name"], usage["constants"]["PRECISION"]) == (f"{problem.kernel}_kernel", way(problem, config))
+        assert (usage["name"], usage["constants"]["PRECISION"]) == (f"{problem.kernel}_kernel", problem.precision)
         assert usage["shared"] <= shared_bytes(problem, config) <= KERNEL_SHARED_BYTES, problem
         assert usage["fast_products"] > 0, problem
         assert usage["slow_products"] == 0, problem

@@ -11,11 +11,12 @@ from torch.nn.functional import gelu
 from sciml_monarch import InputError
 from sciml_monarch.monarch.kernels import backend as backends
 from sciml_monarch.monarch.kernels import spectral as operators
-from sciml_monarch.monarch.kernels import spectral_mixing, transform, transform_blocked
 from sciml_monarch.monarch.kernels import spectral_products as products
 from sciml_monarch.monarch.kernels import spectral_reference as reference
+from sciml_monarch.monarch.kernels import transform, transform_blocked
 from sciml_monarch.monarch.kernels.backend import dot_precision, use_backend
 from sciml_monarch.monarch.kernels.spectral import spectral_analysis, spectral_synthesis
+from sciml_monarch.monarch.kernels.spectral_mixing import spectral_mixing
 from tests.helpers import TOLERANCE, let_the_compiler_learn_torch, needs_triton, randn, relative_error
 
 BACKENDS = ["torch", pytest.param("triton", marks=needs_triton)]
@@ -202,8 +203,19 @@ def test_operators_are_well_formed(backend):
             for asked in ((True, False), (False, True), (False, False)):
                 inputs = (x.detach(), modes.detach(), [m.detach() for m in matrices], adjoint, True, *asked, False)
                 torch.library.opcheck(operators._gradients, inputs)
-        weights = randn(len(modes), 2, 6).float().to(DEVICE).requires_grad_()
-        torch.library.opcheck(spectral_mixing._mixing, (modes, weights))
+
+
+def test_mixing_is_a_complex_product_with_gradients_of_gradients():
+    modes, weights = randn(4, 2, 3, 2).requires_grad_(), randn(4, 2, 2, 5, seed=1).requires_grad_()
+    # planes last, as torch's complex numbers have them; the weights' columns are (plane, output)
+    z, w = (torch.view_as_complex(t.movedim(dim, -1).contiguous()) for t, dim in ((modes, 1), (weights, 2)))
+    expected = torch.view_as_real(z @ w).movedim(-1, 1)
+    torch.testing.assert_close(spectral_mixing(modes, weights.flatten(2)), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(spectral_mixing(modes, weights.flatten(2)), expected)
+    inputs = (modes, weights.detach().flatten(2).requires_grad_())
+    assert torch.autograd.gradcheck(spectral_mixing, inputs)
+    assert torch.autograd.gradgradcheck(spectral_mixing, inputs)
 
 
 @pytest.mark.parametrize("conjugate", [False, True])

@@ -1,6 +1,9 @@
 """How thin products are cut, whatever the number of modes, and that each way to cut them computes the same."""
 
+from contextlib import nullcontext
 from itertools import product
+from math import prod
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +107,48 @@ def test_planes_are_complex_numbers(conjugate, inner, precision):
             (by.weigh_planes(c, a, conjugate), weights),
         ):
             assert relative_error(found, right) < (1e-14 if kind == torch.float64 else 1e-6)
+
+
+@needs_triton
+@pytest.mark.parametrize("left_to_cublas", [False, True])
+def test_what_is_measured_to_be_fastest_computes_the_same(left_to_cublas, monkeypatch):
+    from sciml_monarch.monarch.kernels import spectral_triton
+
+    monkeypatch.setattr(spectral_triton, "_left_to_cublas", lambda x: left_to_cublas)
+    x, y, matrix = randn(1, 12, 20, seed=1), randn(1, 7, 12, seed=2), randn(7, 20, seed=3)
+    z, g, planes = randn(2, 12, 20, seed=4), randn(2, 7, 12, seed=5), randn(2, 7, 20, seed=6)
+    inputs = ((x, matrix), (y, matrix.mT), (y, x), (z, planes, False, 6), (g, planes.mT, False), (g, z, False))
+    for name, fast, plain, given in zip(TORCH._fields, spectral_triton.FASTEST, TORCH, inputs, strict=True):
+        single = [t.float().to(DEVICE) if isinstance(t, torch.Tensor) else t for t in given]
+        assert relative_error(fast(*single).cpu(), plain(*given)) < 2e-6, name
+
+
+@pytest.mark.parametrize(
+    ("shape", "graph", "precision", "kernels"),
+    [
+        ((20, 32, 64, 64), True, "high", True),
+        ((20, 32, 64, 64), False, "highest", False),
+        ((16, 64, 256, 256), False, "highest", True),
+        ((16, 64, 256, 256), False, "high", False),
+    ],
+)
+def test_auto_is_for_what_was_measured(shape, graph, precision, kernels, monkeypatch):
+    """Without a GPU: a tensor that says that it is on one."""
+    from sciml_monarch.monarch.kernels import spectral
+    from sciml_monarch.monarch.kernels.backend import replayed, use_backend
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    field = SimpleNamespace(is_cuda=True, dtype=torch.float32, numel=lambda: prod(shape))
+    try:
+        with replayed() if graph else nullcontext():
+            assert spectral._asked(field) == kernels
+            with use_backend("torch"):
+                assert not spectral._asked(field)
+        field.dtype = torch.bfloat16
+        assert not spectral._asked(field)
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.cuda
