@@ -320,8 +320,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in slower:
         n_tokens = row["tokens"] * row.get("batch", 1)
         lines.append(f"| {row.get('network') or row['layer']} | {n_tokens} | {row['speed_up']:.2f} |")
-    lines += [
-        "",
+    return "\n".join([*lines, "", networks_table(rows)])
+
+
+def networks_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: the networks among the rows."""
+    lines = [
         "| network | batch x tokens | | parameters (million) | dense (ms) | Monarch (ms) | speed-up |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -1,8 +1,11 @@
 """Tables of what ``benchmark.py`` measured; :mod:`make_tables` puts them into the README files."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from compare_products import table as products_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 THEIRS = ("SpectralConv", "FFT form", "FNO", "F.linear", "FFT, centred by shifts", "FFT, not centred")
@@ -44,3 +47,103 @@ def sweep(file: str) -> str:
 
 def _modes(row: dict[str, Any]) -> int:
     return int(row["sizes"][3])
+
+
+class Target(NamedTuple):
+    """What a kernel, a layer or a network is to reach.
+
+    Attributes:
+        work: Beginning of the work's name; with "CUDA graph" in it only as one.
+        precision: Of our rows.
+        wanted: Times as fast as the fastest of the others; with ``of_field`` at most so many times the time of reading
+            or writing the field once, with ``memory`` at most this share of the others' peak memory.
+        of_field: See ``wanted``; by the bandwidth that was measured with a large copy.
+        memory: See ``wanted``.
+        error: Largest relative error allowed.
+        frozen: Whether transforms do not learn, as those that it is compared with.
+    """
+
+    work: str
+    precision: str
+    wanted: float
+    of_field: bool = False
+    memory: bool = False
+    error: float = 3e-3
+    frozen: bool = False
+
+
+LARGE = "spectral of batch 16, width 64, 256^2, 32 modes, "
+SMALL = "spectral of batch 20, width 32, 64^2, 12 modes, forward and backward, CUDA graph"
+STEP = "fno of batch 16, width 32, {}, training step"
+LINEAR = "linear {} blocks, 16384 tokens, bfloat16, forward and backward, CUDA graph"
+TARGETS = (
+    Target(LARGE + "forward", "high", 6.0),
+    Target(LARGE + "forward", "highest", 3.0, error=2e-6),
+    *(
+        Target(LARGE + "forward and backward" + graph, precision, wanted, frozen=frozen, error=error)
+        for graph in ("", ", CUDA graph")
+        for frozen in (False, True)
+        for precision, wanted, error in (("high", 5.0, 3e-3), ("highest", 2.5, 2e-6))
+    ),
+    *(Target(SMALL, precision, 5.0, frozen=f) for f in (False, True) for precision in ("high", "highest")),
+    *(
+        Target(f"{half} of batch {shape}, 32 modes, forward, CUDA graph", "high", 1.6, of_field=True)
+        for half in ("analysis", "synthesis")
+        for shape in ("16, width 64, 256^2", "8, width 64, 512^2")
+    ),
+    *(
+        Target(STEP.format(shape) + graph, "high", wanted, memory=memory)
+        for shape in ("64^2, 12 modes", "256^2, 32 modes")
+        for graph, wanted, memory in (("", 3.0, False), (", CUDA graph", 3.0, False), ("", 0.6, True))
+    ),
+    Target(LINEAR.format("1024 -> 1024, 4"), "highest", 1.5),
+    Target(LINEAR.format("768 -> 3072, 4"), "highest", 1.5),
+    Target(LINEAR.format("4096 -> 4096, 4"), "highest", 1.8),
+    Target(LINEAR.format("4096 -> 4096, 64"), "highest", 5.0),
+)
+
+
+def targets(*files: str) -> str:
+    """Each row that was to be reached: the fastest of ours, whichever way it is computed, with its own ceiling."""
+    rows = [row for file in files for row in json.loads((RESULTS / file).read_text())["rows"]]
+    lines = ["| work | precision | wanted | reached | by | ms | ceiling (ms) | error |", "|---" * 8 + "|"]
+    return "\n".join([*lines, *(_target_line(target, rows) for target in TARGETS)])
+
+
+def _target_line(target: Target, rows: list[dict[str, Any]]) -> str:
+    own = [row for row in rows if row["work"].split(";")[0] == target.work and row["status"] == "measured"]
+    ours = [row for row in _ours(target, own) if row["precision"] == target.precision]
+    wanted = f"{'at most ' if target.of_field or target.memory else ''}{target.wanted}x"
+    what = target.work + ", peak memory" * target.memory + ", frozen transforms" * target.frozen
+    theirs = [row for row in own if row["method"] in (*THEIRS, *(f"{name}, compiled" for name in THEIRS))]
+    key = "peak_memory_bytes" if target.memory else "milliseconds"
+    # of networks both compiled are to be compared
+    theirs = [row for row in theirs if not target.memory or row["compiled"]]
+    ours = [row for row in ours if not target.memory or row["compiled"]]
+    if not ours or not (theirs or target.of_field):
+        return f"| {what} | {target.precision} | {wanted} | not measured | | | | |"
+    best = min(ours, key=lambda row: row[key])
+    if target.of_field:
+        reached = best["times_reading_the_field"]
+    elif target.memory:
+        reached = best[key] / min(row[key] for row in theirs)
+    else:
+        reached = min(row[key] for row in theirs) / best[key]
+    met = reached <= target.wanted if target.of_field or target.memory else reached >= target.wanted
+    error = best["relative_error"]
+    met = met and error <= (target.error if best["kind"] != "linear" else 1.0)
+    return (
+        f"| {what} | {target.precision} | {wanted} | {'**' * met}{reached:.2f}x{'**' * met} | {best['method']} "
+        f"| {best['milliseconds']:.3f} | {best['ceiling_milliseconds']:.3f} | {error:.0e} |"
+    )
+
+
+def _ours(target: Target, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in rows:
+        if row["method"].startswith("Monarch") and ("frozen" in row["method"]) == target.frozen:
+            yield row
+
+
+def products(file: str) -> str:
+    """Microseconds of each thin product, kernel / torch."""
+    return products_table(json.loads((RESULTS / file).read_text())["rows"])

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from sciml_monarch.monarch.kernels.spectral_products import ThinProducts
 from sciml_monarch.pde.simulate import simulate
+from tests.helpers import needs_triton
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -100,6 +102,17 @@ def test_a_line_that_was_cut_off_is_left_out_and_ended(tmp_path, monkeypatch):
     with file.open("a") as stream:
         stream.write('{"row": 5}\n')
     assert read_rows(file) == [{"row": 1}, {"row": 3}, {"row": 5}]
+
+
+@needs_triton
+def test_every_thin_product_is_timed_both_ways(tmp_path):
+    out = tmp_path / "products.json"
+    result = run("compare_products.py", "--device", "cpu", "--repeats", "1", "--quick", "true", "--out", out)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["product"] for row in rows} == set(ThinProducts._fields)
+    assert all(row["kernel"] > 0 and row["torch"] > 0 for row in rows)
+    assert result.stdout.count("\n") == 4
 
 
 def test_on_a_cpu_the_inverse_fft_goes_an_axis_at_a_time(tmp_path):

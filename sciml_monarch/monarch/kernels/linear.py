@@ -9,7 +9,7 @@ from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.functional import Factors, multiply
 from sciml_monarch.monarch.kernels.backend import autocast, backend, is_replayed, transformed, wants_triton
 from sciml_monarch.monarch.kernels.linear_configs import Plan, Sizes
-from sciml_monarch.monarch.kernels.linear_plans import choose, measured_faster
+from sciml_monarch.monarch.kernels.linear_plans import choose, dense_measured_faster, measured_faster
 
 
 def monarch_linear(
@@ -48,7 +48,8 @@ def monarch_linear(
         x, w1, w2 = (autocast(t) for t in (x, w1, w2))
     bias = None if bias is None else bias.to(x.dtype)
     if not _takes_kernel(x, w1, w2, n_out):
-        return _plain(x, w1, w2, bias, n_out)
+        plain = _multiplied_out if _pays_dense(x, w1, w2, n_out) else _plain
+        return plain(x, w1, w2, bias, n_out)
     packed = [] if plan is None else plan.pack()
     y, _ = _op(x.reshape(-1, x.shape[-1]), w1, w2, bias, n_out, packed)
     return y.reshape(*x.shape[:-1], n_out)
@@ -87,6 +88,12 @@ def _plain(x: Tensor, w1: Tensor, w2: Tensor, bias: Tensor | None, n_out: int) -
     return y if bias is None else y + bias
 
 
+def _multiplied_out(x: Tensor, w1: Tensor, w2: Tensor, bias: Tensor | None, n_out: int) -> Tensor:
+    """One dense product: for so many tokens that the small products that make its matrix do not count."""
+    matrix = _plain(torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), w1, w2, None, n_out)
+    return nn.functional.linear(x, matrix.mT, bias)
+
+
 def _padded(x: Tensor, w1: Tensor) -> Tensor:
     padding = w1.shape[0] * w1.shape[2] - x.shape[-1]
     return nn.functional.pad(x, (0, padding)) if padding else x
@@ -123,6 +130,13 @@ def _takes_kernel(x: Tensor, w1: Tensor, w2: Tensor, n_out: int) -> bool:
     n_tokens = x.numel() // x.shape[-1]
     faster = measured_faster(_sizes(x.shape[-1], w1, w2, n_out), n_tokens, x.dtype.itemsize, is_replayed())
     return wants_triton(x, faster)
+
+
+def _pays_dense(x: Tensor, w1: Tensor, w2: Tensor, n_out: int) -> bool:
+    if backend() != "auto" or not x.is_cuda or transformed():
+        return False
+    sizes, n_tokens = _sizes(x.shape[-1], w1, w2, n_out), x.numel() // x.shape[-1]
+    return dense_measured_faster(sizes, n_tokens, x.dtype.itemsize, is_replayed())
 
 
 @torch.library.custom_op("sciml_monarch::monarch_linear", mutates_args=())

@@ -33,9 +33,27 @@ def measured_faster(sizes: Sizes, n_tokens: int, itemsize: int, replayed: bool =
     """
     if itemsize != 2 or min(sizes.k, sizes.l) < 4:
         return False
+    if dense_measured_faster(sizes, n_tokens, itemsize, replayed):
+        return False
     if replayed:
         return min(sizes.n_in, sizes.n_out) >= 768 and n_tokens * max(sizes.n_in, sizes.n_out) >= 2048 * 4096
     return n_tokens >= 16384 and min(sizes.n_in, sizes.n_out) >= 4096
+
+
+def dense_measured_faster(sizes: Sizes, n_tokens: int, itemsize: int, replayed: bool = False) -> bool:
+    """Whether it was measured to be faster to multiply the factors out first: small matrices, many tokens.
+
+    The products and sums that make the matrix and its gradient take a GPU as long as a few million entries of tokens;
+    outside of graphs a processor takes longer to begin them (``results/speed_h200/linear.json``).
+
+    Args:
+        sizes: Sizes of the layer.
+        n_tokens: Rows of the input.
+        itemsize: Bytes of an entry.
+        replayed: As in :func:`measured_faster`.
+    """
+    small = max(sizes.n_in, sizes.n_out) <= 1024 or (sizes.n_in <= min(1024, sizes.n_out) and sizes.l >= 16)
+    return itemsize == 2 and small and n_tokens * (sizes.n_in + sizes.n_out) >= (2**23 if replayed else 2**26)
 
 
 @lru_cache(maxsize=4096)  # a layer asks at every pass; numbers of tokens vary

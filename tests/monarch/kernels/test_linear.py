@@ -10,7 +10,13 @@ from sciml_monarch.monarch.kernels import linear
 from sciml_monarch.monarch.kernels.backend import is_replayed, replayed, use_backend
 from sciml_monarch.monarch.kernels.linear import monarch_linear, reference
 from sciml_monarch.monarch.kernels.linear_configs import Plan, Sizes, fits
-from sciml_monarch.monarch.kernels.linear_plans import alternatives, candidates, choose, measured_faster
+from sciml_monarch.monarch.kernels.linear_plans import (
+    alternatives,
+    candidates,
+    choose,
+    dense_measured_faster,
+    measured_faster,
+)
 from tests.helpers import TOLERANCE, let_the_compiler_learn_torch, needs_triton, randn, relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -364,10 +370,27 @@ def test_auto_is_for_what_was_measured():
         (large._replace(n_out=1024), 16384, 2),
     ):
         assert not measured_faster(sizes, n_tokens, itemsize)
-    small = Sizes(k=4, q=192, p=192, l=4, s=192, r=192, n_in=768, n_out=768)
-    assert measured_faster(small, 16384, 2, replayed=True)
-    assert not measured_faster(small, 2048, 2, replayed=True)
-    assert not measured_faster(small, 16384, 4, replayed=True)
+    wide = Sizes(k=4, q=192, p=192, l=4, s=768, r=192, n_in=768, n_out=3072)
+    assert measured_faster(wide, 16384, 2, replayed=True)
+    assert not measured_faster(wide, 2048, 2, replayed=True)
+    assert not measured_faster(wide, 16384, 4, replayed=True)
+    small = wide._replace(s=192, n_out=768)
+    assert dense_measured_faster(small, 16384, 2, replayed=True)
+    assert not measured_faster(small, 16384, 2, replayed=True)
+    assert not dense_measured_faster(small, 16384, 2)
+    assert dense_measured_faster(small, 65536, 2)
+    assert not dense_measured_faster(small, 2048, 2, replayed=True)
+    assert not dense_measured_faster(small, 16384, 4, replayed=True)
+
+
+@pytest.mark.parametrize("sizes", SHAPES, ids=str)
+def test_multiplied_out_is_the_same_with_all_gradients(sizes):
+    *inputs, gradient = tensors(sizes, 5, torch.float64)
+    found, expected = (
+        results(lambda *a, way=way: way(*a, sizes.n_out), inputs, gradient)
+        for way in (linear._multiplied_out, reference)
+    )
+    assert max(errors(found, expected)) < TOLERANCE[torch.float64]
 
 
 def test_auto_knows_what_is_replayed():
