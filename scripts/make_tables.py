@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import make_tables_mri as mri
+import make_tables_sparse as sparse
 import make_tables_speed as fast
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,6 +84,18 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         for mask in ("equispaced", "poisson")
         for test in ("same", "other")
     },
+}
+TABLES["results/sparse_training/README.md"] = {
+    "layers": sparse.layers,
+    "networks": sparse.networks,
+    "trainings": sparse.trainings,
+    "text": sparse.text,
+}
+TABLES["results/speed_h200/README.md"] = {
+    "targets": partial(fast.targets, *(f"speed_h200/{kind}.json" for kind in ("spectral", "fno", "linear"))),
+    "products": partial(fast.products, "speed_h200/compare_products.json"),
+    **{kind: partial(fast.works, f"speed_h200/{kind}.json") for kind in ("spectral", "fno", "linear", "transform")},
+    "sweep": partial(fast.sweep, "speed_h200/sweep.json"),
 }
 TABLES["results/mri_few_slices/README.md"] |= {
     "progress": mri.progress,
