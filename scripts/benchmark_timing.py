@@ -76,7 +76,11 @@ def captured(run: Callable[[], Any]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    replay: Callable[[], None] = graph.replay
+
+    def replay(kept: Callable[[], Any] = run) -> None:
+        # the graph reads and writes what only ``run`` may hold: the moments of an optimiser
+        graph.replay()
+
     return replay
 
 

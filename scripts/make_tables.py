@@ -92,14 +92,22 @@ TABLES["results/sparse_training/README.md"] = {
     "text": sparse.text,
 }
 TABLES["results/speed_h200/README.md"] = {
-    "targets": partial(fast.targets, *(f"speed_h200/{kind}.json" for kind in ("spectral", "fno", "linear"))),
+    "targets": partial(
+        fast.targets, *(f"speed_h200/{kind}.json" for kind in ("spectral", "fno", "fno_before", "linear"))
+    ),
     "products": partial(fast.products, "speed_h200/compare_products.json"),
-    **{kind: partial(fast.works, f"speed_h200/{kind}.json") for kind in ("spectral", "fno", "linear", "transform")},
+    **{
+        kind: partial(fast.works, f"speed_h200/{kind}.json")
+        for kind in ("spectral", "fno", "fno_before", "linear", "transform")
+    },
     "sweep": partial(fast.sweep, "speed_h200/sweep.json"),
 }
 TABLES["results/mri_few_slices/README.md"] |= {
     "progress": mri.progress,
-    **{f"margins_{test}": partial(mri.margins, test) for test in ("same", "other")},
+    **{
+        f"margins_{test}": partial(mri.margins, test)
+        for test in ("same", "other", "pulseq_brain_16ch", "iraki_brain_16ch")
+    },
     **{f"linear_{test}": partial(mri.linear, test) for test in ("same", "other")},
     **{f"linear_margins_{test}": partial(mri.linear_margins, test) for test in ("same", "other")},
     **{f"real_{scan}": partial(mri.real, scan) for scan in ("pulseq_brain_16ch", "iraki_brain_16ch")},

@@ -108,8 +108,10 @@ NETWORKS: dict[str, dict[str, Network]] = {
     "linear": {
         "density compensation": Network(DensityCompensation, LINEAR),
         "MonarchSENSE": Network(MonarchSENSE, LINEAR),
-        "MonarchSENSE, pair a coil": Network(lambda shape: MonarchSENSE(shape, n_coils=N_COILS), LINEAR),
         "U-Net": Network(lambda shape: UNet(), LINEAR),
+    },
+    "linear_more": {
+        "MonarchSENSE, pair a coil": Network(lambda shape: MonarchSENSE(shape, n_coils=N_COILS), LINEAR),
         "U-Net, residual": Network(lambda shape: residual_unet(UNet()), LINEAR),
     },
     "unrolled": {
@@ -134,13 +136,13 @@ NETWORKS: dict[str, dict[str, Network]] = {
     },
 }
 CELLS = {
-    "linear": [("poisson", r, n) for r in (2, 3, 4) for n in (1, 2, 3, 5)],
+    **{name: [("poisson", r, n) for r in (2, 3, 4) for n in (1, 2, 3, 5)] for name in ("linear", "linear_more")},
     "unrolled": [(k, r, n) for n in (1, 100, 5, 20, 2) for k in ("equispaced", "poisson") for r in (4, 8)],
     # at 2x only for the real slices
     "real": [(k, 2, 100) for k in ("equispaced", "poisson")],
 }
 # learning rates are chosen here, one for each network and split, by validation slices
-TUNED_ON = {"linear": ("poisson", 3, 2), "unrolled": ("poisson", 4, 5)}
+TUNED_ON = {"linear": ("poisson", 3, 2), "linear_more": ("poisson", 3, 2), "unrolled": ("poisson", 4, 5)}
 REAL_TABLE = ("MonarchISTA, growing", "MonarchISTA", "MoDL", "VarNet on images")
 
 
