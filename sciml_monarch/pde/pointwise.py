@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu
 
-from sciml_monarch.monarch.kernels.backend import autocast, transformed
-from sciml_monarch.monarch.kernels.spectral_mixing import without_autocast
+from sciml_monarch.monarch.kernels.backend import autocast, transformed, without_autocast
 
 PIECE_BYTES = 2**25  # of hidden channels: stays in the second-level cache of a large GPU
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Literal
@@ -129,6 +129,12 @@ def autocast(x: Tensor) -> Tensor:
     kind = x.device.type
     wanted = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
     return x.to(torch.get_autocast_dtype(kind)) if wanted else x
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Switches autocast off where it is on: to enter its context takes longer than to ask."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def dot_precision(dtype: torch.dtype) -> DotPrecision:

@@ -23,9 +23,9 @@ from sciml_monarch.monarch.kernels.backend import (
     is_replayed,
     plain_wanted,
     wants_triton,
+    without_autocast,
 )
 from sciml_monarch.monarch.kernels.spectral_layout import Activation, sizes
-from sciml_monarch.monarch.kernels.spectral_mixing import without_autocast
 
 
 def spectral_analysis(field: Tensor, matrices: Sequence[Tensor], source: Tensor | None = None) -> Tensor:

@@ -5,13 +5,12 @@ samples, and four real products are put together afterwards.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sciml_monarch.monarch.kernels.backend import plain_wanted
+from sciml_monarch.monarch.kernels.backend import plain_wanted, without_autocast
 from sciml_monarch.monarch.kernels.spectral_products import joined, joined_in_place
 
 
@@ -30,12 +29,6 @@ def spectral_mixing(modes: Tensor, matrices: Tensor) -> Tensor:
     if not torch.is_grad_enabled():  # the other would do nothing else, and take longer
         return _mixed(modes, matrices, joined_in_place)
     return _Mixing.apply(modes, matrices)
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Switches autocast off where it is on: to enter its context takes longer than to ask."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _mixed(modes: Tensor, matrices: Tensor, join: Callable[[Tensor, int, bool], Tensor]) -> Tensor:

@@ -67,13 +67,13 @@ def test_every_candidate_computes_the_same(kernel, precision):
         if DEVICE == "cpu":
             configs = list({Config(c.rows, c.cols, c.depth, 4, 1) for c in configs})
         assert len(configs) >= 3
-        x, y = randn(2, 150, columns, seed=1).to(DEVICE), randn(2, modes, 150, seed=2).to(DEVICE)
+        x, y = randn(2, 70, columns, seed=1).to(DEVICE), randn(2, modes, 70, seed=2).to(DEVICE)
         matrix, planes = randn(modes, columns, seed=3).to(DEVICE), randn(2, modes, columns, seed=4).to(DEVICE)
         runs = {
             "narrow": (spectral_triton.narrow, TORCH.narrow, (x, matrix)),
             "widen": (lambda *a: spectral_triton.widen(*a[:2], None, a[2])[0], TORCH.widen, (y, matrix.mT)),
             "weigh": (spectral_triton.weigh, TORCH.weigh, (y, x)),
-            "narrow_planes": (spectral_triton.narrow_planes, TORCH.narrow_planes, (x, planes, True, 25)),
+            "narrow_planes": (spectral_triton.narrow_planes, TORCH.narrow_planes, (x, planes, True, 14)),
             "turn": (spectral_triton.turn, TORCH.turn, (y, planes.mT, True)),
             "weigh_planes": (spectral_triton.weigh_planes, TORCH.weigh_planes, (y, x, True)),
         }
