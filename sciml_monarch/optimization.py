@@ -74,8 +74,7 @@ def make_optimizer(
             "lr": options.learning_rate * options.transform_rate,
         },
     ]
-    # fused Adam has no complex kernels, and does not go with gradient clipping where gradients are scaled
-    fused = all(p.is_cuda and not p.is_complex() for p in trained) and module.trainer.precision != "16-mixed"
+    fused = _takes_fused(trained, str(module.trainer.precision))
     optimizer = Adam([g for g in groups if g["params"]], lr=options.learning_rate, fused=fused or None)
     if fused:  # else Lightning refuses to clip gradients in "bf16-mixed" too, where nothing scales them
         optimizer._step_supports_amp_scaling = False
@@ -86,3 +85,8 @@ def make_optimizer(
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
     step = StepLR(optimizer, options.step_epochs, options.step_factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": step, "interval": "epoch"}}
+
+
+def _takes_fused(trained: Iterable[nn.Parameter], precision: str) -> bool:
+    """Fused Adam has no complex kernels, and does not go with gradient clipping where gradients are scaled."""
+    return all(p.is_cuda and not p.is_complex() for p in trained) and precision != "16-mixed"

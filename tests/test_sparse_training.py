@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from sciml_monarch import InputError, load, mri, save
+from sciml_monarch import InputError, load, mri, optimization, save
 from sciml_monarch.cli import main
 from sciml_monarch.monarch import MonarchLinear, sparsify, structure
 from sciml_monarch.mri.data import MRIData
@@ -314,6 +314,14 @@ def test_a_compiled_network_switches_like_the_plain_one(vorticity_folder, tmp_pa
     assert plain.keys() == compiled.keys()
     for name in plain:
         torch.testing.assert_close(compiled[name], plain[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_fused_adam_and_clipping_go_together(vorticity_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(optimization, "_takes_fused", lambda *_: True)  # a CPU has fused Adam too
+    task = PDETask(operator(), Optimization(learning_rate=1e-3))
+    options = CPU | {"max_epochs": 1, "precision": "bf16-mixed", "gradient_clip_val": 1e-3}
+    fit(task, data(vorticity_folder), tmp_path, monitor=None, trainer_options=options)
+    assert task.optimizers().defaults["fused"]
 
 
 @pytest.mark.cuda

@@ -9,7 +9,7 @@ from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.functional import Factors, multiply
 from sciml_monarch.monarch.kernels.backend import autocast, backend, is_replayed, transformed, wants_triton
 from sciml_monarch.monarch.kernels.linear_configs import Plan, Sizes
-from sciml_monarch.monarch.kernels.linear_plans import choose, dense_measured_faster, measured_faster
+from sciml_monarch.monarch.kernels.linear_plans import choose, dense_pays, measured_faster
 
 
 def monarch_linear(
@@ -136,7 +136,7 @@ def _pays_dense(x: Tensor, w1: Tensor, w2: Tensor, n_out: int) -> bool:
     if backend() != "auto" or not x.is_cuda or transformed():
         return False
     sizes, n_tokens = _sizes(x.shape[-1], w1, w2, n_out), x.numel() // x.shape[-1]
-    return dense_measured_faster(sizes, n_tokens, x.dtype.itemsize, is_replayed())
+    return dense_pays(sizes, n_tokens, x.dtype.itemsize, is_replayed())
 
 
 @torch.library.custom_op("sciml_monarch::monarch_linear", mutates_args=())

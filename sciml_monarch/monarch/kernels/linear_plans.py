@@ -33,18 +33,19 @@ def measured_faster(sizes: Sizes, n_tokens: int, itemsize: int, replayed: bool =
     """
     if itemsize != 2 or min(sizes.k, sizes.l) < 4:
         return False
-    if dense_measured_faster(sizes, n_tokens, itemsize, replayed):
+    if dense_pays(sizes, n_tokens, itemsize, replayed):
         return False
     if replayed:
         return min(sizes.n_in, sizes.n_out) >= 768 and n_tokens * max(sizes.n_in, sizes.n_out) >= 2048 * 4096
     return n_tokens >= 16384 and min(sizes.n_in, sizes.n_out) >= 4096
 
 
-def dense_measured_faster(sizes: Sizes, n_tokens: int, itemsize: int, replayed: bool = False) -> bool:
-    """Whether it was measured to be faster to multiply the factors out first: small matrices, many tokens.
+def dense_pays(sizes: Sizes, n_tokens: int, itemsize: int, replayed: bool = False) -> bool:
+    """Whether it is faster to multiply the factors out first: small matrices, many tokens.
 
-    The products and sums that make the matrix and its gradient take a GPU as long as a few million entries of tokens;
-    outside of graphs a processor takes longer to begin them (``results/speed_h200/linear.json``).
+    Measured in graphs with 16,384 tokens from 768 features on (``results/speed_h200/linear.json``). Fewer features, and
+    the bound outside of graphs, where a processor takes longer to begin the products that make the matrix, are
+    estimates from these rows.
 
     Args:
         sizes: Sizes of the layer.

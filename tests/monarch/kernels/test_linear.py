@@ -14,7 +14,7 @@ from sciml_monarch.monarch.kernels.linear_plans import (
     alternatives,
     candidates,
     choose,
-    dense_measured_faster,
+    dense_pays,
     measured_faster,
 )
 from tests.helpers import TOLERANCE, let_the_compiler_learn_torch, needs_triton, randn, relative_error
@@ -375,12 +375,12 @@ def test_auto_is_for_what_was_measured():
     assert not measured_faster(wide, 2048, 2, replayed=True)
     assert not measured_faster(wide, 16384, 4, replayed=True)
     small = wide._replace(s=192, n_out=768)
-    assert dense_measured_faster(small, 16384, 2, replayed=True)
+    assert dense_pays(small, 16384, 2, replayed=True)
     assert not measured_faster(small, 16384, 2, replayed=True)
-    assert not dense_measured_faster(small, 16384, 2)
-    assert dense_measured_faster(small, 65536, 2)
-    assert not dense_measured_faster(small, 2048, 2, replayed=True)
-    assert not dense_measured_faster(small, 16384, 4, replayed=True)
+    assert not dense_pays(small, 16384, 2)
+    assert dense_pays(small, 65536, 2)
+    assert not dense_pays(small, 2048, 2, replayed=True)
+    assert not dense_pays(small, 16384, 4, replayed=True)
 
 
 @pytest.mark.parametrize("sizes", SHAPES, ids=str)

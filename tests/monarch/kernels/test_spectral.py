@@ -10,7 +10,7 @@ from torch.nn.functional import gelu
 
 from sciml_monarch import InputError
 from sciml_monarch.monarch.kernels import backend as backends
-from sciml_monarch.monarch.kernels import spectral as operators
+from sciml_monarch.monarch.kernels import spectral_operators as operators
 from sciml_monarch.monarch.kernels import spectral_products as products
 from sciml_monarch.monarch.kernels import spectral_reference as reference
 from sciml_monarch.monarch.kernels import transform, transform_blocked
