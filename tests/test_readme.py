@@ -42,3 +42,24 @@ def test_tables_are_those_of_the_results(monkeypatch):
     spec.loader.exec_module(module)
     for file in module.TABLES:
         assert module.fill(file) == (README.parent / file).read_text(), "run python scripts/make_tables.py"
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "error", "reached"), [(1.0, 1e-4, "**6.00x**"), (1.5, 1e-4, "4.00x"), (1.0, 1e-2, "6.00x")]
+)
+def test_a_target_is_reached_by_speed_and_accuracy(milliseconds, error, reached, monkeypatch):
+    monkeypatch.syspath_prepend(README.parent / "scripts")
+    speed = importlib.import_module("make_tables_speed")
+    target = speed.Target("work", "high", 5.0)
+    row = {"work": "work; to reach: 5x", "status": "measured", "compiled": False, "relative_error": error}
+    rows = [
+        row | {"method": "SpectralConv", "precision": "highest", "milliseconds": 6.0},
+        row | {"method": "SpectralConv, compiled", "precision": "high", "milliseconds": 8.0},
+        row
+        | {"method": "Monarch, auto", "precision": "high", "milliseconds": milliseconds, "ceiling_milliseconds": 0.5},
+        row
+        | {"method": "Monarch, frozen, auto", "precision": "high", "milliseconds": 0.1, "ceiling_milliseconds": 0.5},
+        row | {"method": "Monarch, auto", "precision": "highest", "milliseconds": 0.1, "ceiling_milliseconds": 0.5},
+    ]
+    assert f"| 5.0x | {reached} | Monarch, auto |" in speed._target_line(target, rows)
+    assert "not measured" in speed._target_line(target, rows[2:])
