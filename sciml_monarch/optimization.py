@@ -74,7 +74,8 @@ def make_optimizer(
             "lr": options.learning_rate * options.transform_rate,
         },
     ]
-    fused = _takes_fused(trained, str(module.trainer.precision))
+    # it does not go with gradient clipping where gradients are scaled
+    fused = _takes_fused(trained) and module.trainer.precision != "16-mixed"
     optimizer = Adam([g for g in groups if g["params"]], lr=options.learning_rate, fused=fused or None)
     if fused:  # else Lightning refuses to clip gradients in "bf16-mixed" too, where nothing scales them
         optimizer._step_supports_amp_scaling = False
@@ -87,6 +88,6 @@ def make_optimizer(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": step, "interval": "epoch"}}
 
 
-def _takes_fused(trained: Iterable[nn.Parameter], precision: str) -> bool:
-    """Fused Adam has no complex kernels, and does not go with gradient clipping where gradients are scaled."""
-    return all(p.is_cuda and not p.is_complex() for p in trained) and precision != "16-mixed"
+def _takes_fused(trained: Iterable[nn.Parameter]) -> bool:
+    """Fused Adam has no complex kernels."""
+    return all(p.is_cuda and not p.is_complex() for p in trained)
