@@ -219,8 +219,8 @@ def benchmark_sparse(
 
     Args:
         out: JSON file for the rows; written after each. Rows of an earlier run that are not measured now stay.
-        networks: Which; by default all: "ViT-B/16", "GPT-2 small", "GPT-2 medium", "BERT-large" and
-            "OperatorTransformer".
+        networks: Which; by default all: "ViT-B/16", "GPT-2 small", "GPT-2 medium", "BERT-large",
+            "OperatorTransformer" and "OperatorTransformer, width 2048".
         blocks: Blocks of the Monarch matrices; the paper's are 4.
         precision: "bf16-mixed": float32 weights, autocast; "bf16": everything; "32".
         smaller_batches: The batch sizes of the table are divided by each of these too; by default 8.

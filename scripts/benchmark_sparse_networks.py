@@ -133,6 +133,9 @@ NETWORKS = {
     "OperatorTransformer": Network(
         "torch", lambda: operator(1024, 6, 16), lambda n: (torch.randn(n, 10, 64, 64),), 20, 256
     ),
+    "OperatorTransformer, width 2048": Network(
+        "torch", lambda: operator(2048, 4, 16), lambda n: (torch.randn(n, 10, 64, 64),), 20, 256
+    ),
 }
 SMALL = {
     "OperatorTransformer": Network("torch", lambda: operator(32, 1, 2), lambda n: (torch.randn(n, 10, 16, 16),), 2, 16),
