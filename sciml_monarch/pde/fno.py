@@ -16,7 +16,7 @@ from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.kernels.spectral_layout import Activation
 from sciml_monarch.pde.base import Operator, Prepared
 from sciml_monarch.pde.mixing import ChannelMLP, Mixing, mixing_options, pointwise
-from sciml_monarch.pde.perceptron import apply_perceptron, is_only, is_plain_map, perceptron
+from sciml_monarch.pde.perceptron import apply_linear, apply_perceptron, is_only, is_plain_map, perceptron
 from sciml_monarch.pde.pointwise import pointwise_linear
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv, prepare_alike
 
@@ -234,7 +234,7 @@ class MonarchFNO(Operator):
             prepared = self.prepare(tuple(grid))
         per_layer = len(prepared) // len(self.convs)
         x = torch.cat([x, coordinates(grid, x).expand(x.shape[0], -1, *grid)], 1)
-        x = _with_zeros(self.lifting(x.flatten(2)).unflatten(2, grid), padded(grid, self.padding))
+        x = _with_zeros(apply_linear(self.lifting, x), padded(grid, self.padding))
         inner = x.shape[2:]
         source = None  # the fields whose GELU x is: kept for the backward pass in place of x
         for i, (conv, skip) in enumerate(zip(self.convs, self.skips, strict=True)):

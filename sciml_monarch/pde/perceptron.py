@@ -4,8 +4,9 @@ from typing import TypeGuard
 
 from torch import Tensor, nn
 
+from sciml_monarch.monarch.kernels.pointwise import linear_asked
 from sciml_monarch.pde.mixing import pointwise
-from sciml_monarch.pde.pointwise import pointwise_mlp
+from sciml_monarch.pde.pointwise import pointwise_linear, pointwise_mlp
 
 
 def perceptron(
@@ -36,6 +37,13 @@ def apply_perceptron(module: nn.Module, x: Tensor) -> Tensor:
     assert first.bias is not None  # as such a perceptron has
     assert last.bias is not None
     return pointwise_mlp(x, first.weight[..., 0], first.bias, last.weight[..., 0], last.bias)
+
+
+def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
+    """Applies a linear map of the channels to fields ``(b, channels, *grid)``."""
+    if linear_asked() and is_plain_map(module):
+        return pointwise_linear(x, module.weight[..., 0], bias=module.bias)
+    return module(x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 def is_only(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -1,42 +1,45 @@
 """Channel mixing at every point of a field, keeping less for the backward pass than the modules it stands for.
 
 At a point of a 256^2 grid a projection through 128 channels holds more numbers than all Fourier layers of a network
-together. It is computed in pieces here, forward and, again, backward. The linear map of a Fourier layer's skip
-connection keeps the fields before the activation in place of those after it.
+together. It is computed by one kernel, or in pieces, here, forward and, again, backward. The linear map of a Fourier
+layer's skip connection keeps the fields before the activation in place of those after it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu
+from torch.nn.functional import conv1d, gelu
 
-from sciml_monarch.monarch.kernels.backend import autocast, transformed, without_autocast
+from sciml_monarch.monarch.kernels.backend import autocast, exporting, transformed, without_autocast
+from sciml_monarch.monarch.kernels.pointwise import linear_asked, perceptron_asked, wants_linear, wants_perceptron
 
 PIECE_BYTES = 2**25  # of hidden channels: stays in the second-level cache of a large GPU
 
 
-def pointwise_linear(x: Tensor, weight: Tensor, source: Tensor | None = None) -> Tensor:
+def pointwise_linear(x: Tensor, weight: Tensor, source: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """Maps the channels at every point. Computes in autocast's dtype.
 
     Args:
         x: Fields ``(b, i, *grid)``.
         weight: ``(o, i)``.
         source: The fields whose GELU ``x`` is, if it is one; kept for the backward pass in place of ``x``.
+        bias: ``(o,)``.
 
     Returns:
         ``(b, o, *grid)``.
     """
     grid = x.shape[2:]
-    x, weight = autocast(x), autocast(weight)
+    x, weight = autocast(x).flatten(2), autocast(weight)
     if _plain_wanted():
-        return torch.einsum("oi,bin->bon", weight, x.flatten(2)).unflatten(2, grid)
+        out = torch.einsum("oi,bin->bon", weight, x)
+        return (out if bias is None else (out + bias[:, None]).to(x.dtype)).unflatten(2, grid)
     if _undifferentiated():
-        return _each(weight, x.flatten(2)).unflatten(2, grid)
+        return _map(weight, x, bias).unflatten(2, grid)
     source = None if source is None else autocast(source).flatten(2)
     linear = _linear if torch.compiler.is_compiling() else _Linear.apply
-    return linear(x.flatten(2), weight, source).unflatten(2, grid)
+    return linear(x, weight, source, bias, linear_asked()).unflatten(2, grid)
 
 
 def pointwise_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
@@ -59,10 +62,11 @@ def pointwise_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> 
     if _plain_wanted():
         hidden = gelu((torch.einsum("hi,bin->bhn", w1, x) + b1[:, None]).to(x.dtype))
         return (torch.einsum("oh,bhn->bon", w2, hidden) + b2[:, None]).to(x.dtype).unflatten(2, grid)
+    asked = perceptron_asked(x, w1, w2)
     if _undifferentiated():
-        return _in_pieces(x, w1, b1, w2, b2).unflatten(2, grid)
+        return _mapped(x, w1, b1, w2, b2, asked).unflatten(2, grid)
     mlp = _mlp if torch.compiler.is_compiling() else _MLP.apply
-    return mlp(x, w1, b1, w2, b2).unflatten(2, grid)
+    return mlp(x, w1, b1, w2, b2, asked).unflatten(2, grid)
 
 
 def _undifferentiated() -> bool:
@@ -76,43 +80,108 @@ def _plain_wanted() -> bool:
     A compiler is not to: it would keep hidden channels and activations, which the operators compute again. An exported
     program is to run without this package, ``torch.func`` and forward-mode derivatives see through plain torch only.
     """
-    return transformed() or torch.compiler.is_exporting()
+    return transformed() or exporting()
 
 
 @torch.library.custom_op("sciml_monarch::pointwise_linear", mutates_args=())
-def _linear(x: Tensor, weight: Tensor, source: Tensor | None) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, source: Tensor | None, bias: Tensor | None, asked: bool) -> Tensor:
+    """``asked``, here and below: whether kernels were, of the call whose backward pass this may be."""
     with torch.autocast(x.device.type, enabled=False):
-        return _each(weight, x)
+        return _map(weight, x, bias)
 
 
 @_linear.register_fake
-def _linear_fake(x: Tensor, weight: Tensor, source: Tensor | None) -> Tensor:
+def _linear_fake(x: Tensor, weight: Tensor, source: Tensor | None, bias: Tensor | None, asked: bool) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0], x.shape[2])
 
 
+def _map(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    return _each(weight, x) if bias is None else conv1d(x, weight[..., None], bias.to(x.dtype))
+
+
 def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
-    x, weight, source = inputs
+    x, weight, source, bias, ctx.asked = inputs
     ctx.activated = source is not None
+    ctx.bias_dtype = None if bias is None else bias.dtype
     # a frozen weight's gradient, for which alone the field is there, is not wanted
     ctx.save_for_backward((source if ctx.activated else x) if weight.requires_grad else None, weight)
 
 
-def _linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+def _found_linear_gradients(
+    gradient: Tensor, kept: Tensor, weight: Tensor, activated: bool, of_x: bool, of_bias: bool, asked: bool
+) -> list[Tensor]:
+    """By what was mapped, weight and bias, empty where not wanted; weight and bias in float32 or wider."""
+    if wants_linear(kept, weight, asked):
+        from sciml_monarch.monarch.kernels.pointwise_linear_triton import linear_gradients
+
+        found: Sequence[Tensor | None] = linear_gradients(gradient, kept, weight, activated, of_x, of_bias)
+    else:
+        found = _plain_linear_gradients(gradient, kept, weight, activated, of_x, of_bias)
+    return [kept.new_empty(0) if t is None else t for t in found]
+
+
+_linear_gradients = torch.library.custom_op("sciml_monarch::pointwise_linear_gradients", mutates_args=())(
+    _found_linear_gradients
+)
+
+
+@_linear_gradients.register_fake
+def _linear_gradients_fake(
+    gradient: Tensor, kept: Tensor, weight: Tensor, activated: bool, of_x: bool, of_bias: bool, asked: bool
+) -> list[Tensor]:
+    wide = _wide(kept)
+    return [
+        kept.new_empty(kept.shape if of_x else 0),
+        kept.new_empty(weight.shape, dtype=wide),
+        kept.new_empty(weight.shape[:1], dtype=wide) if of_bias else kept.new_empty(0),
+    ]
+
+
+def _plain_linear_gradients(
+    gradient: Tensor, kept: Tensor, weight: Tensor, activated: bool, of_x: bool, of_bias: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """The same of operations that can be differentiated again."""
+    by_x = _each(weight.mT, gradient) if of_x else None
+    by_weight = _by_weight(gradient, gelu(kept) if activated else kept)
+    return by_x, by_weight, gradient.sum((0, 2), dtype=_wide(kept)) if of_bias else None
+
+
+def _by_linear(ctx: Any, gradient: Tensor, by: Callable[..., list[Tensor]]) -> tuple[Tensor | None, ...]:
+    """By all arguments of the forward pass; ``by`` is how kernels are reached."""
     kept, weight = ctx.saved_tensors
-    by_x = _each(weight.mT, gradient) if ctx.needs_input_grad[0] else None
-    by_weight = None
-    if ctx.needs_input_grad[1]:
-        by_weight = _by_weight(gradient, gelu(kept) if ctx.activated else kept).to(weight.dtype)
-    return by_x, by_weight, None
+    of_x, of_weight, _, of_bias, _ = ctx.needs_input_grad
+    by_x, by_weight, by_bias = None, None, None
+    if of_weight and ctx.asked and not torch.is_grad_enabled():
+        by_x, by_weight, by_bias = by(gradient, kept, weight, ctx.activated, of_x, of_bias, ctx.asked)
+    elif of_weight:  # what a compiler sees through, and fuses
+        by_x, by_weight, by_bias = _plain_linear_gradients(gradient, kept, weight, ctx.activated, of_x, of_bias)
+    else:
+        by_x = _each(weight.mT, gradient) if of_x else None
+        by_bias = gradient.sum((0, 2), dtype=_wide(gradient)) if of_bias else None
+    return (
+        by_x if of_x else None,
+        None if by_weight is None else by_weight.to(weight.dtype),
+        None,
+        by_bias.to(ctx.bias_dtype) if of_bias and by_bias is not None else None,
+        None,
+    )
+
+
+def _linear_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return _by_linear(ctx, gradient, _linear_gradients)
 
 
 @torch.library.custom_op("sciml_monarch::pointwise_mlp", mutates_args=())
-def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, asked: bool) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
-        return _in_pieces(x, w1, b1, w2, b2)
+        return _mapped(x, w1, b1, w2, b2, asked)
 
 
-def _in_pieces(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+def _mapped(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, asked: bool) -> Tensor:
+    if wants_perceptron(x, w1, w2, asked):
+        from sciml_monarch.monarch.kernels.perceptron_triton import perceptron
+
+        return perceptron(x, w1, b1, w2, b2)
     out = x.new_empty(x.shape[0], w2.shape[0], x.shape[2])
     for piece in _pieces(x, w1):
         out[piece] = _each(w2, gelu(_each(w1, x[piece], b1)), b2)
@@ -120,16 +189,28 @@ def _in_pieces(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Ten
 
 
 @_mlp.register_fake
-def _mlp_fake(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+def _mlp_fake(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, asked: bool) -> Tensor:
     return x.new_empty(x.shape[0], w2.shape[0], x.shape[2])
 
 
 @torch.library.custom_op("sciml_monarch::pointwise_mlp_gradients", mutates_args=())
 def _mlp_gradients(
-    gradient: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2_dtype: torch.dtype, needs: list[bool]
+    gradient: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2_dtype: torch.dtype,
+    needs: list[bool],
+    asked: bool,
 ) -> list[Tensor]:
     """Gradients by the arguments of the forward pass, whose hidden channels are computed again; empty if unwanted."""
-    found = _mlp_gradients_fake(gradient, x, w1, b1, w2, b2_dtype, needs)
+    found = _mlp_gradients_fake(gradient, x, w1, b1, w2, b2_dtype, needs, asked)
+    if all(needs) and wants_perceptron(x, w1, w2, asked):
+        from sciml_monarch.monarch.kernels.perceptron_triton import perceptron_gradients
+
+        by_all = *perceptron_gradients(gradient, x, w1, b1, w2), gradient.sum((0, 2), dtype=torch.float32)
+        return [t.to(like.dtype) for t, like in zip(by_all, found, strict=True)]
     by_x, *sums = found
     sums = [torch.zeros_like(t, dtype=_wide(x)) for t in sums]
     with torch.autocast(x.device.type, enabled=False):
@@ -145,7 +226,14 @@ def _mlp_gradients(
 
 @_mlp_gradients.register_fake
 def _mlp_gradients_fake(
-    gradient: Tensor, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2_dtype: torch.dtype, needs: list[bool]
+    gradient: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2_dtype: torch.dtype,
+    needs: list[bool],
+    asked: bool,
 ) -> list[Tensor]:
     shapes = (x.shape, w1.shape, b1.shape, w2.shape, w2.shape[:1])
     dtypes = (x.dtype, w1.dtype, b1.dtype, w2.dtype, b2_dtype)
@@ -174,19 +262,19 @@ def _gradients_of_piece(
 
 def _save_mlp(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
     ctx.save_for_backward(*inputs[:4])
-    ctx.b2_dtype = inputs[4].dtype
+    ctx.b2_dtype, ctx.asked = inputs[4].dtype, inputs[5]
 
 
 def _mlp_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, w1, b1, w2 = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad)
+    needs = list(ctx.needs_input_grad[:5])
     if not torch.is_grad_enabled():
-        found = _mlp_gradients(gradient, x, w1, b1, w2, ctx.b2_dtype, needs)
-        return tuple(t if need else None for t, need in zip(found, needs, strict=True))
+        found = _mlp_gradients(gradient, x, w1, b1, w2, ctx.b2_dtype, needs, ctx.asked)
+        return (*(t if need else None for t, need in zip(found, needs, strict=True)), None)
     with torch.autocast(x.device.type, enabled=False):  # a gradient that is to be differentiated again
         parts = _gradients_of_piece(gradient, x, w1, b1, w2, needs)
     dtypes = (x.dtype, w1.dtype, b1.dtype, w2.dtype, ctx.b2_dtype)
-    return tuple(None if t is None else t.to(dtype) for t, dtype in zip(parts, dtypes, strict=True))
+    return (*(None if t is None else t.to(dtype) for t, dtype in zip(parts, dtypes, strict=True)), None)
 
 
 _linear.register_autograd(_linear_backward, setup_context=_save_linear)
@@ -197,22 +285,24 @@ class _Linear(torch.autograd.Function):
     """What ``_linear`` is to a compiler, for eager mode: an operator takes longer to begin than small fields take."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, source: Tensor | None) -> Tensor:
-        _save_linear(ctx, (x, weight, source))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, source: Tensor | None, bias: Tensor | None, asked: bool) -> Tensor:
+        _save_linear(ctx, (x, weight, source, bias, asked))
         with without_autocast(x):
-            return _each(weight, x)
+            return _map(weight, x, bias)
 
-    backward = staticmethod(_linear_backward)
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _by_linear(ctx, gradient, _found_linear_gradients)
 
 
 class _MLP(torch.autograd.Function):
     """The same of ``_mlp``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-        _save_mlp(ctx, (x, w1, b1, w2, b2))
+    def forward(ctx: Any, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, asked: bool) -> Tensor:
+        _save_mlp(ctx, (x, w1, b1, w2, b2, asked))
         with without_autocast(x):
-            return _in_pieces(x, w1, b1, w2, b2)
+            return _mapped(x, w1, b1, w2, b2, asked)
 
     backward = staticmethod(_mlp_backward)
 

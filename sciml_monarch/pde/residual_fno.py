@@ -11,7 +11,7 @@ from sciml_monarch.errors import InputError
 from sciml_monarch.pde.base import Operator, Prepared
 from sciml_monarch.pde.fno import coordinates
 from sciml_monarch.pde.mixing import pointwise
-from sciml_monarch.pde.perceptron import apply_perceptron, perceptron
+from sciml_monarch.pde.perceptron import apply_linear, apply_perceptron, perceptron
 from sciml_monarch.pde.residual_block import NormalizationKind, ResidualBlock
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv, mixing_matrices, prepare_alike
 
@@ -158,7 +158,7 @@ class ResidualMonarchFNO(Operator):
             prepared = self.prepare(tuple(grid))
         per_layer = len(prepared) // len(self.layers)
         x = torch.cat([x, coordinates(grid, x).expand(x.shape[0], -1, *grid)], 1)
-        x = self.lifting(x.flatten(2)).unflatten(2, grid)
+        x = apply_linear(self.lifting, x)
         for i, layer in enumerate(self.layers):
             x = layer(x, prepared[i * per_layer : (i + 1) * per_layer])
         return apply_perceptron(self.projection, x)

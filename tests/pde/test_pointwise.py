@@ -53,9 +53,9 @@ def test_linear_map_of_an_activation_keeps_what_is_in_front_of_it():
 def test_operators_are_well_formed():
     x, w1, b1, w2, b2 = arguments(torch.float32)
     flat = x.flatten(2).detach().requires_grad_()
-    torch.library.opcheck(pointwise._mlp, (flat, w1, b1, w2, b2))
-    torch.library.opcheck(pointwise._linear, (flat, w1, None))
-    torch.library.opcheck(pointwise._linear, (flat, w1, flat.detach().clone()))
+    torch.library.opcheck(pointwise._mlp, (flat, w1, b1, w2, b2, False))
+    torch.library.opcheck(pointwise._linear, (flat, w1, None, None, False))
+    torch.library.opcheck(pointwise._linear, (flat, w1, flat.detach().clone(), b1, False))
 
 
 def test_gradients_of_gradients_are_exact():
@@ -76,7 +76,8 @@ def test_only_wanted_gradients_are_computed_and_the_same():
         (expected,) = torch.autograd.grad(plain_mlp(*inputs).square().sum(), inputs[wanted])
         assert relative_error(found, expected) < TOLERANCE[torch.float64]
     x, w1, b1, w2, b2 = (t.detach().flatten(2) if t.ndim == 4 else t.detach() for t in arguments())
-    found = pointwise._mlp_gradients(torch.ones(3, 2, 30).double(), x, w1, b1, w2, b2.dtype, [False] * 4 + [True])
+    gradient, needs = torch.ones(3, 2, 30).double(), [False] * 4 + [True]
+    found = pointwise._mlp_gradients(gradient, x, w1, b1, w2, b2.dtype, needs, False)
     assert [t.numel() for t in found] == [0, 0, 0, 0, 2]
 
 
@@ -149,3 +150,25 @@ def test_autocast_gives_half_precision():
     assert relative_error(y, expected) < TOLERANCE[torch.bfloat16]
     y.float().sum().backward()
     assert all(t.grad.dtype == torch.float32 for t in inputs)
+
+
+@pytest.mark.parametrize("traced_as_exported", [False, True])
+def test_a_compiler_is_given_operators_whatever_torch_says_of_exporting(traced_as_exported, monkeypatch):
+    """torch 2.11 traces ``torch.compiler.is_exporting()`` as true in everything that is compiled."""
+    if traced_as_exported:
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda: torch.compiler.is_compiling())
+    x, w1, b1, w2, b2 = arguments(torch.float32)
+    seen = []
+
+    def keep(module, _):
+        seen.extend(str(node.target) for node in module.graph.nodes)
+        return module.forward
+
+    def network(x):
+        return pointwise_mlp(x, w1, b1, w2, b2) + pointwise_linear(x, w2 @ w1)
+
+    torch.compiler.reset()
+    found = torch.compile(network, backend=keep, fullgraph=True)(x)
+    torch.compiler.reset()
+    assert {"sciml_monarch.pointwise_mlp.default", "sciml_monarch.pointwise_linear.default"} <= set(seen)
+    assert relative_error(found, network(x)) < TOLERANCE[torch.float32]

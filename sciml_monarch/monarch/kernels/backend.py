@@ -119,9 +119,13 @@ def plain_wanted() -> bool:
     compiling if plain torch is asked for: the compiler then fuses all that it sees, and keeps more for the backward
     pass than the operators do.
     """
-    compiled = torch.compiler.is_compiling() and backend() == "torch"
+    return transformed() or exporting() or (torch.compiler.is_compiling() and backend() == "torch")
+
+
+def exporting() -> bool:
+    """Whether ``torch.export`` is at work: its programs run without this package."""
     # torch.compiler.is_exporting() is the same, but torch 2.11 traces it as true in everything that is compiled
-    return transformed() or torch.compiler._is_exporting_flag or compiled
+    return torch.compiler._is_exporting_flag
 
 
 def autocast(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from sciml_monarch.monarch import parts
 from sciml_monarch.monarch.functional import Factors
 from sciml_monarch.monarch.kernels import transform_blocked as blocked
-from sciml_monarch.monarch.kernels.backend import backend, transformed, triton_usable, wants_triton
+from sciml_monarch.monarch.kernels.backend import backend, exporting, transformed, triton_usable, wants_triton
 from sciml_monarch.monarch.kernels.transform_configs import measured_faster
 
 
@@ -76,7 +76,7 @@ def _served(x: Tensor, w1: Tensor, w2: Tensor) -> bool:
     # the blocks of the second factor take one entry of each block of the first
     if w1.dtype != torch.float32 or x.dtype not in (torch.float32, torch.complex64) or w2.shape[0] != q:
         return False
-    if torch.compiler.is_exporting() or not (x.is_cuda or x.device.type == "cpu"):
+    if exporting() or not (x.is_cuda or x.device.type == "cpu"):
         return False
     if backend() == "triton":
         return True

@@ -24,6 +24,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from sciml_monarch.monarch.kernels import (
     linear_gradients_triton,
     linear_triton,
+    perceptron_triton,
+    pointwise_linear_triton,
     spectral_triton,
     transform_triton,
 )
@@ -34,7 +36,14 @@ from sciml_monarch.monarch.kernels.transform_configs import StagesTile
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
 KERNEL_NAMES = "_kernel"  # other jitted functions are parts of these
-MODULES = linear_triton, linear_gradients_triton, spectral_triton, transform_triton
+MODULES = (
+    linear_triton,
+    linear_gradients_triton,
+    perceptron_triton,
+    pointwise_linear_triton,
+    spectral_triton,
+    transform_triton,
+)
 ALIGNED = [["tt.divisibility", 16]]
 MATMUL_PRECISION = {"tf32x3": "highest", "tf32": "high"}
 
@@ -159,6 +168,25 @@ def every_kernel() -> None:
     spectral_triton.narrow_planes(z, planes, False, 16)
     spectral_triton.turn(y, planes.mT, True)
     spectral_triton.weigh_planes(y, z, False)
+    perceptron(64, 128, 1, "high")
+    pointwise_linear(32, 64, "high")
+
+
+def perceptron(inputs: int, hidden: int, outputs: int, precision: str) -> None:
+    """Launches both kernels of a perceptron in float32."""
+    torch.set_float32_matmul_precision(precision)
+    x, w1, b1, w2, b2 = (
+        empty(2, inputs, 4096), empty(hidden, inputs), empty(hidden), empty(outputs, hidden), empty(outputs)
+    )  # fmt: skip
+    perceptron_triton.perceptron(x, w1, b1, w2, b2)
+    perceptron_triton.perceptron_gradients(empty(2, outputs, 4096), x, w1, b1, w2)
+
+
+def pointwise_linear(inputs: int, outputs: int, precision: str) -> None:
+    """Launches the backward pass of a linear map of the channels in float32."""
+    torch.set_float32_matmul_precision(precision)
+    g, x, weight = empty(2, outputs, 4096), empty(2, inputs, 4096), empty(outputs, inputs)
+    pointwise_linear_triton.linear_gradients(g, x, weight, True, True, True)
 
 
 def spectral(*tasks: tuple[Problem, Config]) -> None:
@@ -193,7 +221,13 @@ def linear(*layers: tuple[int, int]) -> None:
         linear_triton.forward(x, w1, w2, empty(n, **half), sizes, choose(sizes, 16384, 2))
 
 
-LAUNCHES = {"every_kernel": every_kernel, "spectral": spectral, "linear": linear}
+LAUNCHES = {
+    "every_kernel": every_kernel,
+    "spectral": spectral,
+    "linear": linear,
+    "perceptron": perceptron,
+    "pointwise_linear": pointwise_linear,
+}
 
 if __name__ == "__main__":
     with caught() as found:

@@ -1,0 +1,69 @@
+"""Which maps of the channels at every point of a field are computed by kernels that keep all channels on the chip."""
+
+import torch
+from torch import Tensor
+
+from sciml_monarch.monarch.kernels.backend import backend, wants_triton
+
+MOST_CHANNELS = 128
+MOST_WEIGHTS = 64 * 128  # padded: what a multiprocessor holds next to a tile of fields
+MOST_OUTPUTS = 16  # of a perceptron
+TIMED = (32, 128, 1)  # channels of a perceptron, padded but the last
+
+
+def padded(n: int) -> int:
+    """Channels that a program takes for ``n``."""
+    return 1 << (max(16, n) - 1).bit_length()
+
+
+def linear_fits(weight: Tensor) -> bool:
+    """Whether the kernel takes a linear map ``(o, i)``."""
+    outputs, inputs = map(padded, weight.shape)
+    return max(outputs, inputs) <= MOST_CHANNELS and outputs * inputs <= MOST_WEIGHTS
+
+
+def perceptron_fits(w1: Tensor, w2: Tensor) -> bool:
+    """Whether the kernels take weights ``(h, i)`` and ``(o, h)``."""
+    return linear_fits(w1) and len(w2) <= MOST_OUTPUTS
+
+
+def linear_asked() -> bool:
+    """Whether the kernel was asked for; ``auto`` leaves it out until it has been timed on a GPU."""
+    return backend() == "triton"
+
+
+def perceptron_asked(x: Tensor, w1: Tensor, w2: Tensor) -> bool:
+    """Whether kernels were asked for, or ``auto`` takes them: what was timed on an H200 (``results/speed_h200/``)."""
+    if backend() != "auto":
+        return backend() == "triton"
+    sizes = padded(w1.shape[1]), padded(w1.shape[0]), len(w2)
+    return x.is_cuda and x.dtype == torch.float32 and sizes == TIMED
+
+
+def wants_linear(x: Tensor, weight: Tensor, was_asked: bool) -> bool:
+    """Whether the backward pass of a linear map is computed by the kernel.
+
+    Args:
+        x: Fields ``(b, i, n)``.
+        weight: ``(o, i)``.
+        was_asked: What :func:`linear_asked` said of the call whose backward pass this is.
+
+    Raises:
+        InputError: The kernel is asked for and cannot take ``x``.
+    """
+    return linear_fits(weight) and x.numel() > 0 and wants_triton(x, measured_faster=was_asked)
+
+
+def wants_perceptron(x: Tensor, w1: Tensor, w2: Tensor, was_asked: bool) -> bool:
+    """Whether a perceptron, or its backward pass, is computed by the kernels.
+
+    Args:
+        x: Fields ``(b, i, n)``.
+        w1: ``(h, i)``.
+        w2: ``(o, h)``.
+        was_asked: What :func:`perceptron_asked` said of the call whose backward pass this may be.
+
+    Raises:
+        InputError: Kernels are asked for and cannot take ``x``.
+    """
+    return perceptron_fits(w1, w2) and x.numel() > 0 and wants_triton(x, measured_faster=was_asked)
