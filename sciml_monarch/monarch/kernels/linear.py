@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.functional import Factors, multiply
@@ -51,7 +52,11 @@ def monarch_linear(
         plain = _multiplied_out if _pays_dense(x, w1, w2, n_out) else _plain
         return plain(x, w1, w2, bias, n_out)
     packed = [] if plan is None else plan.pack()
-    y, _ = _op(x.reshape(-1, x.shape[-1]), w1, w2, bias, n_out, packed)
+    rows = x.reshape(-1, x.shape[-1])
+    if torch.compiler.is_compiling():
+        y, _ = _op(rows, w1, w2, bias, n_out, packed)
+    else:
+        y = _Layer.apply(rows, w1, w2, bias, n_out, packed)
     return y.reshape(*x.shape[:-1], n_out)
 
 
@@ -139,8 +144,9 @@ def _pays_dense(x: Tensor, w1: Tensor, w2: Tensor, n_out: int) -> bool:
     return dense_pays(sizes, n_tokens, x.dtype.itemsize, is_replayed())
 
 
-@torch.library.custom_op("sciml_monarch::monarch_linear", mutates_args=())
-def _op(x: Tensor, w1: Tensor, w2: Tensor, bias: Tensor | None, n_out: int, plan: list[int]) -> tuple[Tensor, Tensor]:
+def _computed(
+    x: Tensor, w1: Tensor, w2: Tensor, bias: Tensor | None, n_out: int, plan: list[int]
+) -> tuple[Tensor, Tensor]:
     """``(tokens, n_in)`` to the outputs ``(tokens, n_out)`` and the inner vectors in the plan's order."""
     sizes, chosen = _plan(x, w1, w2, n_out, plan)
     if x.shape[0] == 0:
@@ -156,13 +162,15 @@ def _op(x: Tensor, w1: Tensor, w2: Tensor, bias: Tensor | None, n_out: int, plan
     return forward(_rows(x), w1.contiguous(), w2.contiguous(), _contiguous(bias), sizes, chosen)
 
 
+_op = torch.library.custom_op("sciml_monarch::monarch_linear", mutates_args=())(_computed)
+
+
 @_op.register_fake
 def _(x: Tensor, w1: Tensor, w2: Tensor, bias: Tensor | None, n_out: int, plan: list[int]) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape[0], n_out), x.new_empty(x.shape[0], w2.shape[0] * w2.shape[2])
 
 
-@torch.library.custom_op("sciml_monarch::monarch_linear_backward", mutates_args=())
-def _backward_op(
+def _gradients(
     dy: Tensor, x: Tensor, h: Tensor, w1: Tensor, w2: Tensor, plan: list[int], needs: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``x``, ``w1``, ``w2`` and the bias; empty where not wanted."""
@@ -195,6 +203,9 @@ def _backward_op(
     return nothing[0], nothing[1], nothing[2], nothing[3]
 
 
+_backward_op = torch.library.custom_op("sciml_monarch::monarch_linear_backward", mutates_args=())(_gradients)
+
+
 @_backward_op.register_fake
 def _(
     dy: Tensor, x: Tensor, h: Tensor, w1: Tensor, w2: Tensor, plan: list[int], needs: list[bool]
@@ -225,6 +236,27 @@ def _backward(
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _Layer(torch.autograd.Function):
+    """The operator for eager mode, where one of :mod:`torch.library` takes longer to begin than its kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w1: Tensor, w2: Tensor, bias: Tensor | None, n_out: int, plan: list[int]
+    ) -> Tensor:
+        y, h = _computed(x, w1, w2, bias, n_out, plan)
+        ctx.save_for_backward(x, h, w1, w2)
+        ctx.plan = plan
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, w1, w2 = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:4])
+        grads = _gradients(dy, x, h, w1, w2, ctx.plan, needs)
+        return *(grad if wanted else None for grad, wanted in zip(grads, needs, strict=True)), None, None
 
 
 def _plan(x: Tensor, w1: Tensor, w2: Tensor, n_out: int, plan: list[int]) -> tuple[Sizes, Plan]:
