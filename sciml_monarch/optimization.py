@@ -1,34 +1,42 @@
-"""Adam, its schedule and its parameter groups: the same for every task."""
+"""Adam or Muon, schedule and parameter groups: the same for every task."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import lightning as L
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 from sciml_monarch.errors import InputError
+from sciml_monarch.muon import Muon, hidden_matrices
+from sciml_monarch.pde.base import Operator
+
+OptimizerName = Literal["adam", "muon"]
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """Adam and its schedule.
+    """Optimizer and schedule.
+
+    SOAP (Vyas et al., 2024) is not offered: neither torch nor another dependency of this package has it.
 
     Attributes:
         learning_rate: Rate at the start.
-        weight_decay: L2 penalty of Adam; transforms get none.
+        weight_decay: L2 penalty of Adam, decoupled decay of Muon's matrices; transforms get none.
         schedule: ``cosine`` falls to zero at the last step, ``step`` multiplies by ``step_factor`` every
             ``step_epochs`` epochs, ``constant`` does neither.
         step_epochs: Epochs between two reductions.
         step_factor: Factor of a reduction.
         transform_rate: Learning rate of the transforms relative to the others.
+        optimizer: "adam", or "muon" for the matrices between hidden channels of a neural operator, with steps of the
+            size of Adam's, and Adam for the other parameters (:class:`~sciml_monarch.muon.Muon`).
 
     Raises:
-        InputError: A number is out of range.
+        InputError: A number is out of range, or there is no such optimizer.
     """
 
     learning_rate: float = 1e-3
@@ -37,8 +45,12 @@ class Optimization:
     step_epochs: int = 40
     step_factor: float = 0.1
     transform_rate: float = 1.0
+    optimizer: OptimizerName = "adam"
 
     def __post_init__(self) -> None:
+        if self.optimizer not in get_args(OptimizerName):
+            names = ", ".join(get_args(OptimizerName))
+            raise InputError(f"optimizer is {self.optimizer!r}; it must be one of {names}")
         numbers = (self.learning_rate, self.weight_decay, self.transform_rate)
         if not all(map(math.isfinite, numbers)) or self.learning_rate <= 0 or min(numbers) < 0:
             raise InputError(
@@ -54,31 +66,23 @@ class Optimization:
 def make_optimizer(
     module: L.LightningModule, transforms: Iterable[nn.Parameter], options: Optimization
 ) -> OptimizerLRScheduler:
-    """Makes Adam with a group of its own, without weight decay, for the parameters of learned transforms.
+    """Makes the optimizer with a group of its own, without weight decay, for the parameters of learned transforms.
 
     Args:
         module: Task whose parameters are trained.
         transforms: Those of them that belong to transforms.
-        options: Rates and schedule.
+        options: Optimizer, rates and schedule.
 
     Returns:
         What Lightning's ``configure_optimizers`` returns.
+
+    Raises:
+        InputError: Muon is asked for, and the network is not a neural operator.
     """
     own = {id(p) for p in transforms}
     trained = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) not in own], "weight_decay": options.weight_decay},
-        {
-            "params": [p for p in trained if id(p) in own],
-            "weight_decay": 0.0,
-            "lr": options.learning_rate * options.transform_rate,
-        },
-    ]
-    # it does not go with gradient clipping where gradients are scaled
-    fused = _takes_fused(trained) and module.trainer.precision != "16-mixed"
-    optimizer = Adam([g for g in groups if g["params"]], lr=options.learning_rate, fused=fused or None)
-    if fused:  # else Lightning refuses to clip gradients in "bf16-mixed" too, where nothing scales them
-        optimizer._step_supports_amp_scaling = False
+    optimizer = (_muon if options.optimizer == "muon" else _adam)(module, trained, own, options)
+    optimizer.register_load_state_dict_pre_hook(_refuse_another)
     if options.schedule == "constant":
         return optimizer
     if options.schedule == "cosine":
@@ -86,6 +90,53 @@ def make_optimizer(
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
     step = StepLR(optimizer, options.step_epochs, options.step_factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": step, "interval": "epoch"}}
+
+
+def _adam(module: L.LightningModule, trained: list[nn.Parameter], own: set[int], options: Optimization) -> Optimizer:
+    # it does not go with gradient clipping where gradients are scaled
+    fused = _takes_fused(trained) and module.trainer.precision != "16-mixed"
+    optimizer = Adam(_groups(trained, own, options), lr=options.learning_rate, fused=fused or None)
+    if fused:  # else Lightning refuses to clip gradients in "bf16-mixed" too, where nothing scales them
+        optimizer._step_supports_amp_scaling = False
+    return optimizer
+
+
+def _muon(module: L.LightningModule, trained: list[nn.Parameter], own: set[int], options: Optimization) -> Optimizer:
+    net = getattr(module, "network", module)
+    if not isinstance(net, Operator):  # first and last layers are not known of others
+        raise InputError(f"optimizer is muon, but {type(net).__name__} is not a neural operator; take adam")
+    matrices = {p: layout for p, layout in hidden_matrices(net).items() if p.requires_grad and id(p) not in own}
+    others = [p for p in trained if p not in matrices]
+    return Muon(
+        matrices,
+        _groups(others, own, options),
+        options.learning_rate,
+        options.weight_decay,
+        fused=_takes_fused(others) or None,  # Lightning scales and clips gradients for this one, not for its Adam
+    )
+
+
+def _refuse_another(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Refuses to go on from the state of the other optimizer."""
+    ours, theirs = (
+        "muon" if any(group.get("layout") for group in groups) else "adam"
+        for groups in (optimizer.param_groups, state["param_groups"])
+    )
+    if ours != theirs:
+        raise InputError(f"optimizer is {ours}, but the checkpoint was trained with {theirs}; resume as it was started")
+
+
+def _groups(trained: list[nn.Parameter], own: set[int], options: Optimization) -> list[dict[str, Any]]:
+    """The groups of Adam that have parameters: all but the transforms, then these."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if id(p) not in own], "weight_decay": options.weight_decay},
+        {
+            "params": [p for p in trained if id(p) in own],
+            "weight_decay": 0.0,
+            "lr": options.learning_rate * options.transform_rate,
+        },
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _takes_fused(trained: Iterable[nn.Parameter]) -> bool:

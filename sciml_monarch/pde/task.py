@@ -29,7 +29,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Optimization(optimization.Optimization):
-    """Adam and its schedule, with the defaults of FNO's recipe."""
+    """Optimizer and schedule, with the defaults of FNO's recipe."""
 
     weight_decay: float = 1e-4
     step_epochs: int = 100
@@ -299,7 +299,7 @@ class PDETask(L.LightningModule):
         return [EMAWeightAveraging(decay=self.ema_decay, use_buffers=False)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Adam with a parameter group without weight decay for the transform factors."""
+        """The optimizer, with a parameter group without weight decay for the transform factors."""
         return make_optimizer(self, self.surrogate.net.transform_parameters(), self.optimization)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

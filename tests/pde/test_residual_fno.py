@@ -328,7 +328,7 @@ def test_shipped_configurations_have_at_most_20_million_parameters_and_change_on
             assert n_parameters(ResidualMonarchFNO(**net)) <= 20_000_000, config.name
         settings[config.name] = {**model, **net}
     base = settings.pop("residual_1e-5.yaml")
-    assert len(settings) == 7
+    assert len(settings) == 8
     for name, other in settings.items():
         differing = [key for key in {*base, *other} if base.get(key) != other.get(key)]
         assert len(differing) == 1, (name, differing)
