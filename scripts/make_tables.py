@@ -10,6 +10,7 @@ from typing import Any
 import make_tables_mri as mri
 import make_tables_sparse as sparse
 import make_tables_speed as fast
+import make_tables_walls as walls
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "results/navier_stokes_1e-5"
@@ -91,11 +92,17 @@ TABLES["results/sparse_training/README.md"] = {
     "trainings": sparse.trainings,
     "text": sparse.text,
 }
+TABLES["results/walls/README.md"] = {
+    "errors": walls.errors,
+    "differences": walls.differences,
+    "rates": walls.rates,
+}
 TABLES["results/speed_h200/README.md"] = {
     "targets": partial(
         fast.targets, *(f"speed_h200/{kind}.json" for kind in ("spectral", "fno", "fno_before", "linear"))
     ),
     "products": partial(fast.products, "speed_h200/compare_products.json"),
+    "pointwise": partial(fast.pointwise, "speed_h200/compare_pointwise.json"),
     **{
         kind: partial(fast.works, f"speed_h200/{kind}.json")
         for kind in ("spectral", "fno", "fno_before", "linear", "transform")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compare_pointwise import table as pointwise_table
 from compare_products import table as products_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -151,6 +152,11 @@ def _ours(target: Target, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]
     for row in rows:
         if row["method"].startswith("Monarch") and ("frozen" in row["method"]) == target.frozen:
             yield row
+
+
+def pointwise(file: str) -> str:
+    """Maps of channels by their kernels and by torch."""
+    return pointwise_table(json.loads((RESULTS / file).read_text())["rows"])
 
 
 def products(file: str) -> str:

@@ -152,7 +152,7 @@ def reproduce_walls(
     out: Path = Path("results/walls"),
     rows: list[str] | None = None,
     resolution: int = 16,
-    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2),
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2),
     seeds: tuple[int, ...] = (0, 1, 2),
     epochs: int | None = None,
     workers: int = 1,

@@ -87,3 +87,106 @@ def test_the_rate_is_chosen_by_validation_and_what_is_there_is_left_out(program,
     assert asked == [[("fno", 16, 2e-3, 0, False)], [("fno", 16, 2e-3, 0, True)]]
     with pytest.raises(InputError, match="there are no rows"):
         program.reproduce_walls(data, tmp_path, ["unet"])
+
+
+def training(row, rate, seed, error, n=16):
+    """A row of the file: errors twice as large near the walls and half as large elsewhere, three times at ``2 n``."""
+    parts = {"everywhere": error, "near walls": 2 * error, "elsewhere": error / 2}
+    found = {f"darcy_test_{n}": parts, f"darcy_test_{2 * n}": {part: 3 * value for part, value in parts.items()}}
+    return trial(row, rate, None, seed=seed, n=n) | {"errors": found}
+
+
+def trial(row, rate, validation, epochs=100, seed=0, n=16):
+    own = {"row": row, "resolution": n, "learning_rate": rate, "seed": seed, "epochs": epochs, "n_parameters": 1000}
+    return own if validation is None else own | {"validation": validation}
+
+
+ROWS = [
+    trial("fno", 1e-3, 0.3),
+    trial("fno", 1e-2, 0.2),
+    trial("fno", 3e-2, 0.1, epochs=5),  # another training
+    *(training("fno", 1e-3, seed, 0.01) for seed in (0, 1)),  # the better test does not count
+    training("fno", 1e-2, 0, 0.20),
+    training("fno", 1e-2, 1, 0.24),
+    trial("fno_padded", 1e-3, 0.3),
+    trial("fno_padded", 1e-2, 0.2),
+    *(training("fno_padded", 1e-3, seed, 0.1) for seed in (0, 1)),  # the chosen rate is not trained yet
+    trial("monarch_fno", 1e-3, 0.25),
+    training("monarch_fno", 1e-3, 1, 0.25),  # paired by seeds, not by lines
+    training("monarch_fno", 1e-3, 0, 0.23),
+]
+
+
+@pytest.fixture
+def tables(program, tmp_path, monkeypatch):
+    tables = script("make_tables_walls")
+    monkeypatch.setattr(tables, "ROWS", tmp_path / "rows.jsonl")
+    return tables
+
+
+def write(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def cells(table, name):
+    """Cells behind the first of a line."""
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {name} |")]
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
+def test_only_trainings_of_the_chosen_rate_are_in_the_table(tables):
+    write(tables.ROWS, ROWS)
+    table = tables.errors()
+    twice = ["0.6600 ± 0.0600", "1.3200 ± 0.1200", "0.3300 ± 0.0300"]
+    assert cells(table, "FNO") == [
+        "1,000",
+        "0.01",
+        "2",
+        "0.2200 ± 0.0200",
+        "0.4400 ± 0.0400",
+        "0.1100 ± 0.0100",
+        *twice,
+    ]
+    assert cells(table, "MonarchFNO")[:4] == ["1,000", "0.001", "2", "0.2400 ± 0.0100"]
+    assert {len(line.split("|")) for line in table.splitlines() if line.startswith("|")} == {12}
+
+
+def test_rows_that_are_not_trained_yet_say_so(tables):
+    assert tables.errors() == tables.differences() == tables.rates() == "Not measured yet."
+    write(tables.ROWS, ROWS)
+    for name in ("padded FNO", "padded MonarchFNO"):
+        assert cells(tables.errors(), name) == ["not measured yet", *[""] * 8]
+        assert cells(tables.differences(), f"{name} − FNO") == ["not measured yet", *[""] * 5]
+    write(tables.ROWS, [row for row in ROWS if row["seed"] == 0])  # one seed has no standard error
+    assert cells(tables.errors(), "FNO")[0] == "not measured yet"
+    assert cells(tables.differences(), "MonarchFNO − FNO")[0] == "not measured yet"
+
+
+def test_differences_are_those_of_the_same_seed(tables):
+    write(tables.ROWS, ROWS)
+    # 0.23 - 0.20 and 0.25 - 0.24: 0.02 ± 0.01; 0.02 of 0.22 are 9.1%
+    found = ["+0.0200 ± 0.0100 (+9.1%)", "+0.0400 ± 0.0200 (+9.1%)", "+0.0100 ± 0.0050 (+9.1%)"]
+    found += ["+0.0600 ± 0.0300 (+9.1%)", "+0.1200 ± 0.0600 (+9.1%)", "+0.0300 ± 0.0150 (+9.1%)"]
+    assert cells(tables.differences(), "MonarchFNO − FNO") == found
+
+
+def test_the_validation_error_of_each_rate_is_shown_and_the_least_marked(tables):
+    write(tables.ROWS, ROWS)
+    table = tables.rates()
+    assert cells(table, "network") == ["0.001", "0.01"]
+    assert cells(table, "FNO") == ["0.3000", "**0.2000**"]
+    assert cells(table, "MonarchFNO") == ["**0.2500**", "not measured yet"]
+    assert cells(table, "padded MonarchFNO") == ["not measured yet"] * 2
+
+
+def test_another_resolution_has_tables_of_its_own_where_it_is_trained(tables):
+    write(tables.ROWS, ROWS)
+    assert "Trained at 32²" not in tables.errors()
+    finer = [trial("fno", 3e-3, 0.3, n=32), *(training("fno", 3e-3, seed, 0.1 * (seed + 1), n=32) for seed in (0, 1))]
+    write(tables.ROWS, ROWS + finer)
+    coarse, _, fine = tables.errors().partition("Trained at 32²:")
+    assert cells(coarse, "FNO")[1] == "0.01"
+    assert cells(fine, "FNO")[1:4] == ["0.003", "2", "0.1500 ± 0.0500"]
+    assert "64², near walls" in fine
+    assert "64²" not in coarse
+    assert cells(fine, "MonarchFNO")[0] == "not measured yet"

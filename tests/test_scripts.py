@@ -115,6 +115,19 @@ def test_every_thin_product_is_timed_both_ways(tmp_path):
     assert result.stdout.count("\n") == 4
 
 
+@needs_triton
+def test_maps_of_channels_are_timed_both_ways(tmp_path):
+    out = tmp_path / "pointwise.json"
+    result = run("compare_pointwise.py", "--device", "cpu", "--repeats", "1", "--quick", "true", "--out", out)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert {row["hidden"] for row in rows} == {0, 16}  # a linear map and a perceptron
+    for row in rows:
+        timed = [f"{step}, {way}" for step in ("forward", "forward and backward") for way in ("triton", "torch")]
+        assert all(row[key] > 0 for key in timed)
+    assert result.stdout.count("\n") == 2 + len(rows)
+
+
 def test_on_a_cpu_the_inverse_fft_goes_an_axis_at_a_time(tmp_path):
     """The other device is to be compared with this."""
     out = tmp_path / "ffts.json"
