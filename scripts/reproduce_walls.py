@@ -1,13 +1,15 @@
-"""Are learned transforms better where fields are not periodic? Darcy flow with walls, FNO and MonarchFNO.
+"""Are learned transforms better where fields are not periodic? FNO and MonarchFNO with walls.
 
-    python scripts/reproduce_walls.py --data DIR --out results/walls
+    python scripts/reproduce_walls.py --set darcy --data data/darcy --out results/walls
+    python scripts/reproduce_walls.py --set burgers_walls --data data/burgers_walls --out results/walls
 
-Each YAML in configs/darcy is a row: either network, with and without zeros appended to the hidden fields. DIR holds
-neuraloperator's ``darcy_train_16.pt``, ``darcy_test_16.pt`` and ``darcy_test_32.pt``, or with ``--resolution 32`` what
-``simulate_darcy.py`` makes. A learning rate is chosen for each row with one seed by the last 100 training pairs, which
-are then trained on too, with each seed. Networks of the last epoch are tested, at the resolution of the training and
-at twice that, everywhere and near the walls. ``rows.jsonl`` gets a line for each training; what is there is left out:
-an interrupted run goes on.
+Each YAML in the configs' folder of the set is a row: either network, with and without zeros appended to the hidden
+fields. Of Darcy flow the data are neuraloperator's ``darcy_train_16.pt``, ``darcy_test_16.pt`` and
+``darcy_test_32.pt``, or with ``--resolution 32`` what ``simulate_darcy.py`` makes; of Burgers' equation what
+``simulate_burgers.py`` makes. A learning rate is chosen for each row with one seed by the last 100 training pairs,
+which are then trained on too, with each seed. Networks of the last epoch are tested, at the resolution of the training
+and at twice that, everywhere and near the walls. ``rows.jsonl`` gets a line for each training; what is there is left
+out: an interrupted run goes on.
 """
 
 import json
@@ -16,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import lightning as L
 import torch
@@ -33,17 +35,38 @@ from sciml_monarch.pde.surrogate import Surrogate
 from sciml_monarch.provenance import provenance
 from sciml_monarch.training import quiet
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs/darcy"
+SetName = Literal["darcy", "burgers_walls"]
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RESOLUTIONS: dict[SetName, int] = {"darcy": 16, "burgers_walls": 128}  # of the training
 N_VALIDATION = 100
 WALL = 1 / 8  # of the domain, from each wall
-Job = tuple[str, int, float, int, bool]  # row, resolution, learning rate, seed, whether it is tested
 
 
-def near_walls(n: int) -> Tensor:
-    """Which points of an ``n x n`` grid lie near a wall."""
-    edge = round(WALL * n)
-    near = torch.ones(n, n, dtype=torch.bool)
-    near[edge:-edge, edge:-edge] = False
+class Job(NamedTuple):
+    """A training.
+
+    Attributes:
+        set: Name of the set, its folder of YAMLs and its files.
+        row: Its YAML, without the ending.
+        resolution: Points per axis.
+        learning_rate: At the start.
+        seed: Of the weights and the order of the batches.
+        tested: Whether it is tested, or validated.
+    """
+
+    set: SetName
+    row: str
+    resolution: int
+    learning_rate: float
+    seed: int
+    tested: bool
+
+
+def near_walls(grid: Sequence[int]) -> Tensor:
+    """Which points of a grid lie near a wall."""
+    near = torch.ones(tuple(grid), dtype=torch.bool)
+    edges = [round(WALL * n) for n in grid]
+    near[tuple(slice(edge, n - edge) for edge, n in zip(edges, grid, strict=True))] = False
     return near
 
 
@@ -54,7 +77,7 @@ def errors(surrogate: Surrogate, file: Path) -> dict[str, float]:
     inputs, target = (torch.stack(fields) for fields in zip(*map(source.read, range(source.n_pairs)), strict=True))
     device = next(surrogate.parameters()).device
     found = surrogate.eval()(inputs[:, None].to(device)).cpu()[:, 0, 0]
-    target, near = target[:, 0], near_walls(target.shape[-1])
+    target, near = target[:, 0], near_walls(target.shape[2:])
     return {
         "everywhere": relative_l2(found, target).mean().item(),
         "near walls": relative_l2(found[:, near], target[:, near]).mean().item(),
@@ -71,44 +94,49 @@ def train(job: Job, data: Path, epochs: int | None, device: int | None) -> dict[
         epochs: Instead of the YAML's.
         device: Number of the GPU; ``None``: the CPU.
     """
-    name, n, rate, seed, tested = job
+    n = job.resolution
     quiet()
     torch.set_num_threads(1)
-    config = read_config(CONFIGS / f"{name}.yaml")
-    config["model"]["init_args"]["optimization"]["learning_rate"] = rate
+    config = read_config(yaml_of(job.set, job.row))
+    config["model"]["init_args"]["optimization"]["learning_rate"] = job.learning_rate
     arguments, own = config["model"]["init_args"]["net"]["init_args"], config["data"]["init_args"]
     if "grid" in arguments:
-        arguments["grid"] = [n, n]
-    own["train_path"] = str(data / f"darcy_train_{n}.pt")
-    own["test_paths"] = [str(data / f"darcy_test_{m}.pt") for m in (n, 2 * n)]
-    if not tested:
+        arguments["grid"] = [n] * len(arguments["grid"])
+    own["train_path"] = str(data / f"{job.set}_train_{n}.pt")
+    own["test_paths"] = [str(data / f"{job.set}_test_{m}.pt") for m in (n, 2 * n)]
+    if not job.tested:
         own |= {"n_train": own["n_train"] - N_VALIDATION, "n_val": N_VALIDATION}
-    epochs = n_epochs(name, epochs)
-    L.seed_everything(seed, verbose=False)
+    epochs = n_epochs(job.set, job.row, epochs)
+    L.seed_everything(job.seed, verbose=False)
     task, pairs, callbacks = build(config)
     start = time.monotonic()
     with TemporaryDirectory() as folder:
         more = {"check_val_every_n_epoch": epochs}
         trainer = fit_row(config, task, pairs, callbacks, Path(folder) / "run", epochs, device, more)
-    row: dict[str, Any] = {"row": name, "resolution": n, "learning_rate": rate, "seed": seed, "epochs": epochs}
+    row = {key: value for key, value in job._asdict().items() if key != "tested"} | {"epochs": epochs}
     row |= {"n_parameters": n_parameters(task), "n_train": own["n_train"], "seconds": time.monotonic() - start}
-    if tested:
+    if job.tested:
         row["errors"] = {Path(path).stem: errors(task.surrogate, Path(path)) for path in own["test_paths"]}
     else:
         row["validation"] = trainer.callback_metrics["val/relative_l2"].item()
     return row | provenance(torch.device("cpu" if device is None else f"cuda:{device}"))
 
 
-def n_epochs(name: str, epochs: int | None) -> int:
-    """Epochs of a row: the YAML's, or those that are given instead."""
-    return epochs or int(read_config(CONFIGS / f"{name}.yaml")["trainer"]["max_epochs"])
+def yaml_of(name: SetName, row: str) -> Path:
+    """The file of a row."""
+    return CONFIGS / name / f"{row}.yaml"
 
 
-def chosen(rows: Sequence[dict[str, Any]], name: str, resolution: int, epochs: int) -> float:
+def n_epochs(name: SetName, row: str, epochs: int | None) -> int:
+    """Epochs of a row of a set: the YAML's, or those that are given instead."""
+    return epochs or int(read_config(yaml_of(name, row))["trainer"]["max_epochs"])
+
+
+def chosen(rows: Sequence[dict[str, Any]], name: SetName, row: str, resolution: int, epochs: int) -> float:
     """The learning rate of a row that is best on validation pairs; trainings of other lengths do not count."""
-    own = (name, resolution, epochs)
-    tried = [row for row in rows if (row["row"], row["resolution"], row["epochs"]) == own and "validation" in row]
-    return float(min(tried, key=lambda row: row["validation"])["learning_rate"])
+    own, keys = (name, row, resolution, epochs), ("set", "row", "resolution", "epochs")
+    tried = [found for found in rows if tuple(found[key] for key in keys) == own and "validation" in found]
+    return float(min(tried, key=lambda found: found["validation"])["learning_rate"])
 
 
 def _work(jobs: Any, found: Any, data: Path, epochs: int | None, device: int | None) -> None:
@@ -149,9 +177,10 @@ def _run(todo: list[Job], out: Path, data: Path, epochs: int | None, workers: in
 
 def reproduce_walls(
     data: Path,
+    set: SetName = "darcy",  # noqa: A002
     out: Path = Path("results/walls"),
     rows: list[str] | None = None,
-    resolution: int = 16,
+    resolution: int | None = None,
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2),
     seeds: tuple[int, ...] = (0, 1, 2),
     epochs: int | None = None,
@@ -161,18 +190,21 @@ def reproduce_walls(
 
     Args:
         data: Folder of the files.
+        set: "darcy" or "burgers_walls".
         out: Folder of ``rows.jsonl``.
-        rows: Names of YAMLs in configs/darcy; all by default.
-        resolution: Points per axis of the training.
+        rows: Names of YAMLs in the set's folder of configs; all by default.
+        resolution: Points per axis of the training; by default 16 of Darcy flow, 128 of Burgers' equation.
         rates: Learning rates to choose from.
         seeds: Seeds of the trainings that are tested.
         epochs: Instead of the YAMLs'.
         workers: Trainings at a time, each with one thread or on a GPU in turn.
 
     Raises:
-        InputError: There is no such row.
+        InputError: There is no such set or row.
     """
-    known = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+    if set not in get_args(SetName):
+        raise InputError(f"there is no set {set}; sets are {', '.join(get_args(SetName))}")
+    known = sorted(file.stem for file in (CONFIGS / set).glob("*.yaml"))
     names = rows or known
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -183,15 +215,22 @@ def reproduce_walls(
         return read_rows(out / "rows.jsonl") if (out / "rows.jsonl").exists() else []
 
     def left(jobs: list[Job]) -> list[Job]:
-        keys = ("row", "resolution", "learning_rate", "seed")
+        keys = Job._fields[:-1]
         have = {(*(row[key] for key in keys), "errors" in row, row["epochs"]) for row in done()}
-        return [job for job in jobs if (*job, n_epochs(job[0], epochs)) not in have]
+        return [job for job in jobs if (*job, n_epochs(set, job.row, epochs)) not in have]
 
-    trials = [(name, resolution, rate, seeds[0], False) for name in names for rate in rates]
-    _run(left(trials), out, data, epochs, workers)
-    best = {name: chosen(done(), name, resolution, n_epochs(name, epochs)) for name in names}
-    tested = [(name, resolution, best[name], seed, True) for seed in seeds for name in names]
-    _run(left(tested), out, data, epochs, workers)
+    n = resolution or RESOLUTIONS[set]
+    _run(
+        left([Job(set, name, n, rate, seeds[0], False) for name in names for rate in rates]), out, data, epochs, workers
+    )
+    best = {name: chosen(done(), set, name, n, n_epochs(set, name, epochs)) for name in names}
+    _run(
+        left([Job(set, name, n, best[name], seed, True) for seed in seeds for name in names]),
+        out,
+        data,
+        epochs,
+        workers,
+    )
 
 
 if __name__ == "__main__":

@@ -41,12 +41,13 @@ def perceptron_kernel(
     MIDDLE: tl.constexpr,
     OUT: tl.constexpr,
 ):
-    """Writes ``(samples, OUTPUTS, n_points)`` of ``(samples, INPUTS, n_points)``. Grid: point tiles, samples.
+    """Writes ``(samples, OUTPUTS, n_points)`` of ``(samples, INPUTS, n_points)``. Grid: samples times point tiles.
 
     ``IN``, ``MIDDLE`` and ``OUT`` are the numbers of channels, padded.
     """
-    point = tl.program_id(0) * POINTS + tl.arange(0, POINTS)
-    sample = tl.program_id(1).to(tl.int64)
+    tiles = tl.cdiv(n_points, POINTS)
+    point = tl.program_id(0) % tiles * POINTS + tl.arange(0, POINTS)
+    sample = (tl.program_id(0) // tiles).to(tl.int64)
     i, h, o = tl.arange(0, IN), tl.arange(0, MIDDLE), tl.arange(0, OUT)
     fields = load_fields(x + sample * INPUTS * n_points, point, i, n_points, INPUTS)
     first = load_weights(w1, h, i, HIDDEN, INPUTS)

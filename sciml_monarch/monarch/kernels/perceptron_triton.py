@@ -46,7 +46,7 @@ def perceptron(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, config
     n_samples, _, n_points = x.shape
     out = x.new_empty(n_samples, len(w2), n_points)
     with device_of(x):
-        perceptron_kernel[triton.cdiv(n_points, config.points), n_samples](
+        perceptron_kernel[n_samples * triton.cdiv(n_points, config.points),](
             x, w1, b1, w2, b2, out, n_points, **_constants(x, w1, w2, config)
         )
     return out
