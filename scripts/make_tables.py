@@ -93,9 +93,9 @@ TABLES["results/sparse_training/README.md"] = {
     "text": sparse.text,
 }
 TABLES["results/walls/README.md"] = {
-    "errors": walls.errors,
-    "differences": walls.differences,
-    "rates": walls.rates,
+    f"{table.__name__}_{name}": partial(table, name)
+    for table in (walls.errors, walls.differences, walls.rates)
+    for name in walls.TITLES
 }
 TABLES["results/speed_h200/README.md"] = {
     "targets": partial(

@@ -21,6 +21,9 @@ def data(tmp_path_factory):
     for name, number, n in (("train_16", 20, 16), ("test_16", 3, 16), ("test_32", 3, 32)):
         x = torch.rand(number, n, n, generator=generator) > 0.5
         torch.save({"x": x, "y": x.float() + 0.1}, folder / f"darcy_{name}.pt")
+    for name, number, n in (("train_32", 20, 32), ("test_32", 3, 32), ("test_64", 3, 64)):
+        x = torch.rand(number, n, generator=generator)
+        torch.save({"x": x, "y": x + 0.1}, folder / f"burgers_walls_{name}.pt")
     return folder
 
 
@@ -40,23 +43,36 @@ def few_pairs(program, monkeypatch):
 
 @pytest.mark.parametrize("n", [16, 32])
 def test_an_eighth_of_the_domain_from_each_wall_is_near_it(program, n):
-    near = program.near_walls(n)
+    near = program.near_walls((n, n))
     assert near.float().mean() == 1 - 0.75**2
     assert near[0].all()
     assert near[:, n - n // 8].all()
     assert not near[n // 8, n // 8]
+    near = program.near_walls((n,))
+    assert near.sum() == n // 4
+    assert near[0]
+    assert near[-1]
 
 
-@pytest.mark.parametrize("name", ["fno_padded", "monarch_fno"])
-def test_a_training_is_validated_or_tested(program, data, few_pairs, name):
-    row = program.train((name, 16, 1e-3, 0, False), data, 1, None)
+@pytest.mark.parametrize(
+    ("name", "row_name", "n"),
+    [
+        ("darcy", "fno_padded", 16),
+        ("darcy", "monarch_fno", 16),
+        ("burgers_walls", "fno_wide", 32),
+        ("burgers_walls", "monarch_fno_padded", 32),
+    ],
+)
+def test_a_training_is_validated_or_tested(program, data, few_pairs, name, row_name, n):
+    row = program.train(program.Job(name, row_name, n, 1e-3, 0, False), data, 1, None)
     assert row["n_train"] == 16
     assert row["validation"] > 0
     assert "errors" not in row
-    row = program.train((name, 16, 1e-3, 0, True), data, 1, None)
+    row = program.train(program.Job(name, row_name, n, 1e-3, 0, True), data, 1, None)
     assert row["n_train"] == 20
     assert "validation" not in row
-    assert set(row["errors"]) == {"darcy_test_16", "darcy_test_32"}
+    assert (row["set"], row["row"], row["resolution"]) == (name, row_name, n)
+    assert set(row["errors"]) == {f"{name}_test_{n}", f"{name}_test_{2 * n}"}
     for found in row["errors"].values():
         assert min(found["near walls"], found["elsewhere"]) < found["everywhere"]
         assert found["everywhere"] < max(found["near walls"], found["elsewhere"])
@@ -68,25 +84,29 @@ def test_the_rate_is_chosen_by_validation_and_what_is_there_is_left_out(program,
     def run(todo, out, data, epochs, workers):
         asked.append(todo)
         with (out / "rows.jsonl").open("a") as file:
-            for row, n, rate, seed, tested in todo:
-                found = {"errors": {}} if tested else {"validation": abs(rate - 2e-3)}
-                own = {"row": row, "resolution": n, "learning_rate": rate, "seed": seed, "epochs": epochs or 100}
-                file.write(json.dumps(own | found) + "\n")
+            for job in todo:
+                found = {"errors": {}} if job.tested else {"validation": abs(job.learning_rate - 2e-3)}
+                file.write(json.dumps(job._asdict() | {"epochs": epochs or 100} | found) + "\n")
 
     monkeypatch.setattr(program, "_run", run)
-    program.reproduce_walls(data, tmp_path, ["fno"], rates=(1e-3, 2e-3), seeds=(0, 1))
+    program.reproduce_walls(data, "darcy", tmp_path, ["fno"], rates=(1e-3, 2e-3), seeds=(0, 1))
     assert asked == [
-        [("fno", 16, 1e-3, 0, False), ("fno", 16, 2e-3, 0, False)],
-        [("fno", 16, 2e-3, 0, True), ("fno", 16, 2e-3, 1, True)],
+        [("darcy", "fno", 16, 1e-3, 0, False), ("darcy", "fno", 16, 2e-3, 0, False)],
+        [("darcy", "fno", 16, 2e-3, 0, True), ("darcy", "fno", 16, 2e-3, 1, True)],
     ]
     asked.clear()
-    program.reproduce_walls(data, tmp_path, ["fno"], rates=(1e-3, 2e-3), seeds=(0, 1, 2))
-    assert asked == [[], [("fno", 16, 2e-3, 2, True)]]
+    program.reproduce_walls(data, "darcy", tmp_path, ["fno"], rates=(1e-3, 2e-3), seeds=(0, 1, 2))
+    assert asked == [[], [("darcy", "fno", 16, 2e-3, 2, True)]]
     asked.clear()
-    program.reproduce_walls(data, tmp_path, ["fno"], rates=(2e-3,), seeds=(0,), epochs=5)  # another training
-    assert asked == [[("fno", 16, 2e-3, 0, False)], [("fno", 16, 2e-3, 0, True)]]
+    program.reproduce_walls(data, "darcy", tmp_path, ["fno"], rates=(2e-3,), seeds=(0,), epochs=5)  # another training
+    assert asked == [[("darcy", "fno", 16, 2e-3, 0, False)], [("darcy", "fno", 16, 2e-3, 0, True)]]
+    asked.clear()
+    program.reproduce_walls(data, "burgers_walls", tmp_path, ["fno"], rates=(2e-3,), seeds=(0,))  # another set
+    assert asked == [[("burgers_walls", "fno", 128, 2e-3, 0, False)], [("burgers_walls", "fno", 128, 2e-3, 0, True)]]
     with pytest.raises(InputError, match="there are no rows"):
-        program.reproduce_walls(data, tmp_path, ["unet"])
+        program.reproduce_walls(data, "darcy", tmp_path, ["unet"])
+    with pytest.raises(InputError, match="there is no set"):
+        program.reproduce_walls(data, "stokes", tmp_path)
 
 
 def training(row, rate, seed, error, n=16):
@@ -97,7 +117,8 @@ def training(row, rate, seed, error, n=16):
 
 
 def trial(row, rate, validation, epochs=100, seed=0, n=16):
-    own = {"row": row, "resolution": n, "learning_rate": rate, "seed": seed, "epochs": epochs, "n_parameters": 1000}
+    own = {"set": "darcy", "row": row, "resolution": n, "learning_rate": rate, "seed": seed, "epochs": epochs}
+    own |= {"n_parameters": 1000}
     return own if validation is None else own | {"validation": validation}
 
 
@@ -136,7 +157,7 @@ def cells(table, name):
 
 def test_only_trainings_of_the_chosen_rate_are_in_the_table(tables):
     write(tables.ROWS, ROWS)
-    table = tables.errors()
+    table = tables.errors("darcy")
     twice = ["0.6600 ± 0.0600", "1.3200 ± 0.1200", "0.3300 ± 0.0300"]
     assert cells(table, "FNO") == [
         "1,000",
@@ -152,14 +173,14 @@ def test_only_trainings_of_the_chosen_rate_are_in_the_table(tables):
 
 
 def test_rows_that_are_not_trained_yet_say_so(tables):
-    assert tables.errors() == tables.differences() == tables.rates() == "Not measured yet."
+    assert tables.errors("darcy") == tables.differences("darcy") == tables.rates("darcy") == "Not measured yet."
     write(tables.ROWS, ROWS)
     for name in ("padded FNO", "padded MonarchFNO"):
-        assert cells(tables.errors(), name) == ["not measured yet", *[""] * 8]
-        assert cells(tables.differences(), f"{name} − FNO") == ["not measured yet", *[""] * 5]
+        assert cells(tables.errors("darcy"), name) == ["not measured yet", *[""] * 8]
+        assert cells(tables.differences("darcy"), f"{name} − FNO") == ["not measured yet", *[""] * 5]
     write(tables.ROWS, [row for row in ROWS if row["seed"] == 0])  # one seed has no standard error
-    assert cells(tables.errors(), "FNO")[0] == "not measured yet"
-    assert cells(tables.differences(), "MonarchFNO − FNO")[0] == "not measured yet"
+    assert cells(tables.errors("darcy"), "FNO")[0] == "not measured yet"
+    assert cells(tables.differences("darcy"), "MonarchFNO − FNO")[0] == "not measured yet"
 
 
 def test_differences_are_those_of_the_same_seed(tables):
@@ -167,12 +188,12 @@ def test_differences_are_those_of_the_same_seed(tables):
     # 0.23 - 0.20 and 0.25 - 0.24: 0.02 ± 0.01; 0.02 of 0.22 are 9.1%
     found = ["+0.0200 ± 0.0100 (+9.1%)", "+0.0400 ± 0.0200 (+9.1%)", "+0.0100 ± 0.0050 (+9.1%)"]
     found += ["+0.0600 ± 0.0300 (+9.1%)", "+0.1200 ± 0.0600 (+9.1%)", "+0.0300 ± 0.0150 (+9.1%)"]
-    assert cells(tables.differences(), "MonarchFNO − FNO") == found
+    assert cells(tables.differences("darcy"), "MonarchFNO − FNO") == found
 
 
 def test_the_validation_error_of_each_rate_is_shown_and_the_least_marked(tables):
     write(tables.ROWS, ROWS)
-    table = tables.rates()
+    table = tables.rates("darcy")
     assert cells(table, "network") == ["0.001", "0.01"]
     assert cells(table, "FNO") == ["0.3000", "**0.2000**"]
     assert cells(table, "MonarchFNO") == ["**0.2500**", "not measured yet"]
@@ -181,12 +202,22 @@ def test_the_validation_error_of_each_rate_is_shown_and_the_least_marked(tables)
 
 def test_another_resolution_has_tables_of_its_own_where_it_is_trained(tables):
     write(tables.ROWS, ROWS)
-    assert "Trained at 32²" not in tables.errors()
+    assert "trained at 32²" not in tables.errors("darcy")
     finer = [trial("fno", 3e-3, 0.3, n=32), *(training("fno", 3e-3, seed, 0.1 * (seed + 1), n=32) for seed in (0, 1))]
     write(tables.ROWS, ROWS + finer)
-    coarse, _, fine = tables.errors().partition("Trained at 32²:")
+    coarse, _, fine = tables.errors("darcy").partition("trained at 32²:")
     assert cells(coarse, "FNO")[1] == "0.01"
     assert cells(fine, "FNO")[1:4] == ["0.003", "2", "0.1500 ± 0.0500"]
     assert "64², near walls" in fine
     assert "64²" not in coarse
     assert cells(fine, "MonarchFNO")[0] == "not measured yet"
+
+
+def test_sets_do_not_mix_and_have_their_own_rows(tables):
+    write(tables.ROWS, [row | {"set": "burgers_walls"} for row in ROWS if "errors" not in row])
+    assert tables.errors("darcy") == "Not measured yet."
+    table = tables.rates("burgers_walls")
+    assert cells(table, "FNO") == ["0.3000", "**0.2000**"]
+    assert cells(table, "wider FNO") == ["not measured yet"] * 2
+    write(tables.ROWS, ROWS)
+    assert "wider FNO" not in tables.errors("darcy") + tables.differences("darcy")
