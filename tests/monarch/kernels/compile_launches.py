@@ -168,25 +168,26 @@ def every_kernel() -> None:
     spectral_triton.narrow_planes(z, planes, False, 16)
     spectral_triton.turn(y, planes.mT, True)
     spectral_triton.weigh_planes(y, z, False)
-    perceptron(64, 128, 1, "high")
-    pointwise_linear(32, 64, "high")
+    perceptrons((64, 128, 1, "high"))
+    pointwise_linear((32, 64, "high"))
 
 
-def perceptron(inputs: int, hidden: int, outputs: int, precision: str) -> None:
-    """Launches both kernels of a perceptron in float32."""
-    torch.set_float32_matmul_precision(precision)
-    x, w1, b1, w2, b2 = (
-        empty(2, inputs, 4096), empty(hidden, inputs), empty(hidden), empty(outputs, hidden), empty(outputs)
-    )  # fmt: skip
-    perceptron_triton.perceptron(x, w1, b1, w2, b2)
-    perceptron_triton.perceptron_gradients(empty(2, outputs, 4096), x, w1, b1, w2)
+def perceptrons(*tasks: tuple[int, int, int, str]) -> None:
+    """Launches both kernels of perceptrons in float32: channels in, hidden and out, precision."""
+    for inputs, hidden, outputs, precision in tasks:
+        torch.set_float32_matmul_precision(precision)
+        x, g = empty(2, inputs, 4096), empty(2, outputs, 4096)
+        w1, b1, w2, b2 = empty(hidden, inputs), empty(hidden), empty(outputs, hidden), empty(outputs)
+        perceptron_triton.perceptron(x, w1, b1, w2, b2)
+        perceptron_triton.perceptron_gradients(g, x, w1, b1, w2)
 
 
-def pointwise_linear(inputs: int, outputs: int, precision: str) -> None:
-    """Launches the backward pass of a linear map of the channels in float32."""
-    torch.set_float32_matmul_precision(precision)
-    g, x, weight = empty(2, outputs, 4096), empty(2, inputs, 4096), empty(outputs, inputs)
-    pointwise_linear_triton.linear_gradients(g, x, weight, True, True, True)
+def pointwise_linear(*tasks: tuple[int, int, str]) -> None:
+    """Launches the backward pass of linear maps of the channels in float32: channels in and out, precision."""
+    for inputs, outputs, precision in tasks:
+        torch.set_float32_matmul_precision(precision)
+        g, x, weight = empty(2, outputs, 4096), empty(2, inputs, 4096), empty(outputs, inputs)
+        pointwise_linear_triton.linear_gradients(g, x, weight, True, True, True)
 
 
 def spectral(*tasks: tuple[Problem, Config]) -> None:
@@ -225,7 +226,7 @@ LAUNCHES = {
     "every_kernel": every_kernel,
     "spectral": spectral,
     "linear": linear,
-    "perceptron": perceptron,
+    "perceptrons": perceptrons,
     "pointwise_linear": pointwise_linear,
 }
 

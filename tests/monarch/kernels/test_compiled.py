@@ -81,25 +81,20 @@ def test_large_linear_layers_stream_their_inputs_and_store_several_numbers_at_a_
         assert usage["stores"] <= 64, usage  # stores of several numbers
 
 
-@pytest.mark.parametrize("precision", ["high", "highest"])
-@pytest.mark.parametrize("sizes", [(64, 128, 16), (128, 64, 16), (128, 16, 1)], ids=str)
-def test_the_largest_perceptrons_that_are_taken_fit_a_multiprocessor(sizes, precision):
-    for usage in compiled("perceptron", *sizes, precision):
+def test_the_largest_maps_of_channels_that_are_taken_fit_a_multiprocessor():
+    sizes = (64, 128, 16), (128, 64, 16), (128, 16, 1)
+    for usage in compiled("perceptrons", *((*size, precision) for size in sizes for precision in ("high", "highest"))):
         assert usage["shared"] <= KERNEL_SHARED_BYTES, usage
+    sizes = (12, 32), (64, 128), (128, 64)
+    found = compiled("pointwise_linear", *((*size, precision) for precision in ("high", "highest") for size in sizes))
+    for usage in found:
+        assert usage["shared"] <= KERNEL_SHARED_BYTES, usage
+    assert found[0]["spilled"] == 0
 
 
 def test_a_usual_projection_is_tensor_core_code():
-    forward, backward = compiled("perceptron", 32, 128, 1, "high")
+    forward, backward = compiled("perceptrons", (32, 128, 1, "high"))
     assert forward["spilled"] == 0, forward
     for usage in (forward, backward):  # what spills there was timed to be faster than two warp groups, which do not
         assert usage["slow_products"] == 0, usage
         assert usage["fast_products"] > 0, usage
-
-
-@pytest.mark.parametrize("precision", ["high", "highest"])
-@pytest.mark.parametrize("sizes", [(12, 32), (32, 32), (64, 128), (128, 64)], ids=str)
-def test_linear_maps_of_channels_fit_a_multiprocessor(sizes, precision):
-    (usage,) = compiled("pointwise_linear", *sizes, precision)
-    assert usage["shared"] <= KERNEL_SHARED_BYTES, usage
-    if max(sizes) <= 64 and precision == "high":
-        assert usage["spilled"] == 0, usage
