@@ -44,7 +44,7 @@ def test_a_row_has_a_process_and_a_peak_of_memory_of_its_own(tmp_path, monkeypat
     import torch
     from benchmark_mri_methods import OURS, SMALL, make_scene
 
-    scene = make_scene((256, 256), 32)
+    scene = make_scene((256, 256), 128)  # so large that what libraries fetch is little beside it
     torch.save((scene.kspace, scene.mask, scene.maps), tmp_path / "scene.pt")
     limits = benchmark_mri.Limits(1, 1.0, 1)
     arguments = (("centred FFT", OURS), tmp_path / "scene.pt", SMALL, limits, "cpu", tmp_path)
@@ -52,8 +52,8 @@ def test_a_row_has_a_process_and_a_peak_of_memory_of_its_own(tmp_path, monkeypat
     assert row["status"] == "measured"
     coils = scene.kspace.numel() * 8  # bytes
     # the shifted copy, its transform and the result, of which two or three are alive at a time, and what libraries
-    # fetch on their first large call, which differs between machines; imports, 250 MB and more, do not count
-    assert coils < row["peak_memory_bytes"] < 4 * coils + 50e6
+    # fetch on their first large call, which differs between machines; with imports, 250 MB and more, it were 6 * coils
+    assert coils < row["peak_memory_bytes"] < 5 * coils
     result = torch.load(tmp_path / "result.pt")
     assert torch.allclose(result, benchmark_mri.METHODS[0].build(scene, SMALL).run())
 
