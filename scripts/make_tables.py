@@ -94,7 +94,7 @@ TABLES["results/sparse_training/README.md"] = {
 }
 TABLES["results/walls/README.md"] = {
     f"{table.__name__}_{name}": partial(table, name)
-    for table in (walls.errors, walls.differences, walls.rates)
+    for table in (walls.errors, walls.differences, walls.grids, walls.rates)
     for name in walls.TITLES
 }
 TABLES["results/speed_h200/README.md"] = {

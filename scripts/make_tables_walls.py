@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from json_lines import read_rows
-from reproduce_walls import SetName, chosen, n_epochs, yaml_of
+from reproduce_training import read_config
+from reproduce_walls import WAYS, SetName, chosen, n_epochs, yaml_of
 
 ROWS = Path(__file__).resolve().parents[1] / "results/walls/rows.jsonl"
 TITLES: dict[SetName, str] = {"darcy": "Darcy flow", "burgers_walls": "Burgers' equation"}
@@ -27,6 +28,11 @@ DIFFERENCES = (
     ("monarch_fno", "fno_padded"),
     ("monarch_fno_padded", "monarch_fno"),
 )
+WAY_TITLES = {  # of WAYS
+    "fourier": "a grid twice as fine, hidden fields within the band",
+    "cubic": "the same, hidden fields by cubics",
+    "output": "the same, output of the own grid by cubics",
+}
 PARTS = ("everywhere", "near walls", "elsewhere")
 NOTHING = "not measured yet"
 Row = dict[str, Any]
@@ -40,6 +46,11 @@ def errors(name: SetName) -> str:
 def differences(name: SetName) -> str:
     """Differences of the errors of two networks with the same seed, mean and standard error, and in percent."""
     return _for_each_resolution(name, _differences)
+
+
+def grids(name: SetName) -> str:
+    """Errors everywhere on a grid of twice the points, in each of the ways to it."""
+    return _for_each_resolution(name, _grids)
 
 
 def rates(name: SetName) -> str:
@@ -66,9 +77,18 @@ class Runs(NamedTuple):
 
     def tested(self, row: str) -> dict[int, list[float]]:
         """For each seed the errors of the network that was trained with the chosen rate, a column each."""
+        way = read_config(yaml_of(self.name, row))["model"]["init_args"]["net"]["init_args"].get("interpolation")
+        end = {self.n: "", 2 * self.n: WAYS[way or "fourier"]}
+        return {
+            seed: [found[f"{self.name}_test_{m}{end[m]}"][part] for m, part in self.columns]
+            for seed, found in self.errors(row).items()
+        }
+
+    def errors(self, row: str) -> dict[int, dict[str, dict[str, float]]]:
+        """For each seed what was tested of the network that was trained with the chosen rate."""
         own = (row, self.rate(row))
         return {
-            found["seed"]: [found["errors"][f"{self.name}_test_{m}"][part] for m, part in self.columns]
+            found["seed"]: found["errors"]
             for found in self.rows
             if "errors" in found and (found["row"], found["learning_rate"]) == own
         }
@@ -137,6 +157,18 @@ def _differences(runs: Runs) -> str:
             percent = 100 * sum(apart) / sum(other[seed][i] for seed in seeds)
             cells.append(f"{_mean(apart, '+.4f')} ({percent:+.1f}%)")
         lines.append(_line(label, *cells))
+    return "\n".join(lines)
+
+
+def _grids(runs: Runs) -> str:
+    lines = _head("network", f"its own grid of {_points(runs.name, runs.n)}", *WAY_TITLES.values())
+    for row in runs.networks:
+        found = [*runs.errors(row).values()]
+        ends = ["", *(WAYS[way] for way in WAY_TITLES)]
+        names = [f"{runs.name}_test_{runs.n * (1 + bool(end))}{end}" for end in ends]
+        columns = [[errors[name]["everywhere"] for errors in found if name in errors] for name in names]
+        cells = [_mean(column, ".4f") if len(column) > 1 else "" for column in columns]
+        lines.append(_line(NETWORKS[row], *(cells if any(cells) else [NOTHING, *cells[1:]])))
     return "\n".join(lines)
 
 

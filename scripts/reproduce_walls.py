@@ -8,14 +8,15 @@ fields. Of Darcy flow the data are neuraloperator's ``darcy_train_16.pt``, ``dar
 ``darcy_test_32.pt``, or with ``--resolution 32`` what ``simulate_darcy.py`` makes; of Burgers' equation what
 ``simulate_burgers.py`` makes. A learning rate is chosen for each row with one seed by the last 100 training pairs,
 which are then trained on too, with each seed. Networks of the last epoch are tested, at the resolution of the training
-and at twice that, everywhere and near the walls. ``rows.jsonl`` gets a line for each training; what is there is left
-out: an interrupted run goes on.
+and at twice that, everywhere and near the walls. To the finer grid there are three ways (``WAYS``), and each is tested
+where it exists. ``rows.jsonl`` gets a line for each training; what is there is left out: an interrupted run goes on.
 """
 
+import copy
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple, get_args
@@ -28,9 +29,10 @@ from reproduce_training import build, fit_row, read_config
 from torch import Tensor
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde import n_parameters
+from sciml_monarch.pde import MonarchFNO, n_parameters
 from sciml_monarch.pde.metrics import relative_l2
 from sciml_monarch.pde.readers import open_pairs
+from sciml_monarch.pde.resample import cubic_matrix
 from sciml_monarch.pde.surrogate import Surrogate
 from sciml_monarch.provenance import provenance
 from sciml_monarch.training import quiet
@@ -40,6 +42,11 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RESOLUTIONS: dict[SetName, int] = {"darcy": 16, "burgers_walls": 128}  # of the training
 N_VALIDATION = 100
 WALL = 1 / 8  # of the domain, from each wall
+WAYS = {  # to a grid of twice the points, and how the name of its errors ends
+    "cubic": ", cubic",  # the network on that grid, its hidden fields interpolated by cubics
+    "fourier": ", fourier",  # the same within the band, as an FFT does it
+    "output": ", output",  # the network on its own grid, on every second point; its output interpolated by cubics
+}
 
 
 class Job(NamedTuple):
@@ -70,19 +77,51 @@ def near_walls(grid: Sequence[int]) -> Tensor:
     return near
 
 
+def ways(surrogate: Surrogate) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Maps inputs ``(b, 1, c, *grid)`` on a grid of twice the points to outputs on it, in each of the ways there are.
+
+    An FNO, whose FFT cuts the band of any grid, has no interpolation to choose.
+    """
+
+    def through_own_grid(x: Tensor) -> Tensor:
+        y = x
+        for axis in range(3, x.ndim):
+            y = y.index_select(axis, torch.arange(0, x.shape[axis], 2, device=x.device))
+        y = surrogate(y)
+        for axis in range(3, x.ndim):
+            finer = cubic_matrix(x.shape[axis], y.shape[axis]).to(y)
+            y = torch.tensordot(y, finer, ([axis], [1])).movedim(-1, axis)
+        return y
+
+    found: dict[str, Callable[[Tensor], Tensor]] = {"fourier": surrogate, "output": through_own_grid}
+    if isinstance(net := surrogate.net, MonarchFNO):
+        for interpolation in ("fourier", "cubic"):
+            other = copy.deepcopy(surrogate)
+            other.net = MonarchFNO(**net.config | {"interpolation": interpolation}).to(next(net.parameters()))
+            other.net.load_state_dict(net.state_dict())
+            found[interpolation] = other
+    return found
+
+
 @torch.no_grad()
-def errors(surrogate: Surrogate, file: Path) -> dict[str, float]:
+def errors(predict: Callable[[Tensor], Tensor], file: Path, device: torch.device) -> dict[str, float]:
     """Mean relative L2 error over the pairs of a file: everywhere, near the walls and elsewhere."""
     source = open_pairs(file)
     inputs, target = (torch.stack(fields) for fields in zip(*map(source.read, range(source.n_pairs)), strict=True))
-    device = next(surrogate.parameters()).device
-    found = surrogate.eval()(inputs[:, None].to(device)).cpu()[:, 0, 0]
+    found = predict(inputs[:, None].to(device)).cpu()[:, 0, 0]
     target, near = target[:, 0], near_walls(target.shape[2:])
     return {
         "everywhere": relative_l2(found, target).mean().item(),
         "near walls": relative_l2(found[:, near], target[:, near]).mean().item(),
         "elsewhere": relative_l2(found[:, ~near], target[:, ~near]).mean().item(),
     }
+
+
+def test_errors(surrogate: Surrogate, same: Path, finer: Path) -> dict[str, dict[str, float]]:
+    """Errors on the grid of the training, and on the finer one in each of the ways there are."""
+    device = next(surrogate.parameters()).device
+    found = {way: errors(predict, finer, device) for way, predict in ways(surrogate).items()}
+    return {same.stem: errors(surrogate, same, device)} | {f"{finer.stem}{WAYS[way]}": found[way] for way in found}
 
 
 def train(job: Job, data: Path, epochs: int | None, device: int | None) -> dict[str, Any]:
@@ -116,7 +155,7 @@ def train(job: Job, data: Path, epochs: int | None, device: int | None) -> dict[
     row = {key: value for key, value in job._asdict().items() if key != "tested"} | {"epochs": epochs}
     row |= {"n_parameters": n_parameters(task), "n_train": own["n_train"], "seconds": time.monotonic() - start}
     if job.tested:
-        row["errors"] = {Path(path).stem: errors(task.surrogate, Path(path)) for path in own["test_paths"]}
+        row["errors"] = test_errors(task.surrogate.eval(), *map(Path, own["test_paths"]))
     else:
         row["validation"] = trainer.callback_metrics["val/relative_l2"].item()
     return row | provenance(torch.device("cpu" if device is None else f"cuda:{device}"))

@@ -72,7 +72,8 @@ def test_a_training_is_validated_or_tested(program, data, few_pairs, name, row_n
     assert row["n_train"] == 20
     assert "validation" not in row
     assert (row["set"], row["row"], row["resolution"]) == (name, row_name, n)
-    assert set(row["errors"]) == {f"{name}_test_{n}", f"{name}_test_{2 * n}"}
+    ways = {", fourier", ", output", *[", cubic"] * row_name.startswith("monarch")}
+    assert set(row["errors"]) == {f"{name}_test_{n}", *(f"{name}_test_{2 * n}{way}" for way in ways)}
     for found in row["errors"].values():
         assert min(found["near walls"], found["elsewhere"]) < found["everywhere"]
         assert found["everywhere"] < max(found["near walls"], found["elsewhere"])
@@ -110,9 +111,12 @@ def test_the_rate_is_chosen_by_validation_and_what_is_there_is_left_out(program,
 
 
 def training(row, rate, seed, error, n=16):
-    """A row of the file: errors twice as large near the walls and half as large elsewhere, three times at ``2 n``."""
+    """A row of the file: errors twice as large near the walls and half as large elsewhere, more of all at ``2 n``."""
     parts = {"everywhere": error, "near walls": 2 * error, "elsewhere": error / 2}
-    found = {f"darcy_test_{n}": parts, f"darcy_test_{2 * n}": {part: 3 * value for part, value in parts.items()}}
+    found = {f"darcy_test_{n}": parts}
+    for way, times in (("fourier", 3), ("output", 4), ("cubic", 5)):
+        if way != "cubic" or row.startswith("monarch"):
+            found[f"darcy_test_{2 * n}, {way}"] = {part: times * value for part, value in parts.items()}
     return trial(row, rate, None, seed=seed, n=n) | {"errors": found}
 
 
@@ -158,7 +162,7 @@ def cells(table, name):
 def test_only_trainings_of_the_chosen_rate_are_in_the_table(tables):
     write(tables.ROWS, ROWS)
     table = tables.errors("darcy")
-    twice = ["0.6600 ± 0.0600", "1.3200 ± 0.1200", "0.3300 ± 0.0300"]
+    finer = ["0.6600 ± 0.0600", "1.3200 ± 0.1200", "0.3300 ± 0.0300"]  # within the band
     assert cells(table, "FNO") == [
         "1,000",
         "0.01",
@@ -166,9 +170,10 @@ def test_only_trainings_of_the_chosen_rate_are_in_the_table(tables):
         "0.2200 ± 0.0200",
         "0.4400 ± 0.0400",
         "0.1100 ± 0.0100",
-        *twice,
+        *finer,
     ]
     assert cells(table, "MonarchFNO")[:4] == ["1,000", "0.001", "2", "0.2400 ± 0.0100"]
+    assert cells(table, "MonarchFNO")[6:] == ["1.2000 ± 0.0500", "2.4000 ± 0.1000", "0.6000 ± 0.0250"]  # by cubics
     assert {len(line.split("|")) for line in table.splitlines() if line.startswith("|")} == {12}
 
 
@@ -187,8 +192,29 @@ def test_differences_are_those_of_the_same_seed(tables):
     write(tables.ROWS, ROWS)
     # 0.23 - 0.20 and 0.25 - 0.24: 0.02 ± 0.01; 0.02 of 0.22 are 9.1%
     found = ["+0.0200 ± 0.0100 (+9.1%)", "+0.0400 ± 0.0200 (+9.1%)", "+0.0100 ± 0.0050 (+9.1%)"]
-    found += ["+0.0600 ± 0.0300 (+9.1%)", "+0.1200 ± 0.0600 (+9.1%)", "+0.0300 ± 0.0150 (+9.1%)"]
+    # 5 * 0.23 - 3 * 0.20 and 5 * 0.25 - 3 * 0.24
+    found += ["+0.5400 ± 0.0100 (+81.8%)", "+1.0800 ± 0.0200 (+81.8%)", "+0.2700 ± 0.0050 (+81.8%)"]
     assert cells(tables.differences("darcy"), "MonarchFNO − FNO") == found
+
+
+def test_the_ways_to_a_finer_grid_are_side_by_side(tables):
+    write(tables.ROWS, ROWS)
+    table = tables.grids("darcy")
+    assert cells(table, "FNO") == ["0.2200 ± 0.0200", "0.6600 ± 0.0600", "", "0.8800 ± 0.0800"]
+    assert cells(table, "MonarchFNO") == ["0.2400 ± 0.0100", "0.7200 ± 0.0300", "1.2000 ± 0.0500", "0.9600 ± 0.0400"]
+    assert cells(table, "padded FNO") == ["not measured yet", "", "", ""]
+
+
+def test_an_output_on_every_second_point_is_interpolated(program):
+    """The points that it was computed on keep it, and a cubic polynomial of place is right between them too."""
+    surrogate = torch.nn.Module()
+    surrogate.net, surrogate.forward = None, lambda x: x**3
+    place = torch.arange(16, dtype=torch.float64).view(1, 1, 1, 16) / 16
+    ways = program.ways(surrogate)
+    assert ways.keys() == {"fourier", "output"}
+    torch.testing.assert_close(ways["output"](place), place**3)
+    x = torch.randn(2, 1, 1, 8, 6, dtype=torch.float64)
+    torch.testing.assert_close(ways["output"](x)[..., ::2, ::2], x[..., ::2, ::2] ** 3)
 
 
 def test_the_validation_error_of_each_rate_is_shown_and_the_least_marked(tables):

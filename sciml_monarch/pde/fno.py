@@ -18,6 +18,7 @@ from sciml_monarch.pde.base import Operator, Prepared
 from sciml_monarch.pde.mixing import ChannelMLP, Mixing, mixing_options, pointwise
 from sciml_monarch.pde.perceptron import apply_linear, apply_perceptron, is_only, is_plain_map, perceptron
 from sciml_monarch.pde.pointwise import pointwise_linear
+from sciml_monarch.pde.resample import Interpolation
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv, prepare_alike
 
 
@@ -146,16 +147,20 @@ class MonarchFNO(Operator):
         out_channels: Fields.
         width: Channels of the hidden fields.
         n_modes: Frequencies kept per axis; ``(24, 24)`` is the paper's "12 modes".
-        grid: Points per axis of the grid to train on. It runs on other grids by resampling within the band.
+        grid: Points per axis of the grid to train on. On other grids it runs by interpolation.
         n_layers: Fourier layers.
         projection_channels: Hidden channels of the projection to the output.
         learn_transforms: Whether the transforms learn, or stay the DFT.
         mixing: Monarch matrices for the layers that mix channels, and a channel MLP behind each layer; ``None``: the
             FNO paper's dense layers, and no MLP.
         padding: As in :class:`FNO`; the transforms are of the padded grid.
+        interpolation: Of hidden fields on other grids than that of the training. "fourier": within the band, as the FNO
+            does; for periodic fields. "cubic": by piecewise cubic polynomials; for fields that are not periodic, where
+            the former rings at the ends.
 
     Raises:
-        InputError: An axis keeps more modes than it has points, or ``padding`` is not between 0 and 1.
+        InputError: An axis keeps more modes than it has points, ``padding`` is not between 0 and 1, or there is no such
+            interpolation.
     """
 
     def __init__(
@@ -170,6 +175,7 @@ class MonarchFNO(Operator):
         learn_transforms: bool = True,
         mixing: Mixing | None = None,  # one argument for three
         padding: float = 0.0,
+        interpolation: Interpolation = "fourier",
     ) -> None:
         config = dict(
             in_channels=in_channels,
@@ -183,13 +189,17 @@ class MonarchFNO(Operator):
         )
         # left out by default: checkpoints of before there was this option are of the same network
         config |= {} if mixing is None else {"mixing": dict(mixing)}
+        config |= {} if interpolation == "fourier" else {"interpolation": interpolation}
         super().__init__(config | _padding_option(padding))
         self.padding = padding
         d = len(grid)
         blocks, rank, mlp_channels = mixing_options(mixing)
         self.lifting = pointwise(in_channels + d, width, blocks=blocks, rank=rank)
         self.convs: Sequence[MonarchSpectralConv] = nn.ModuleList(  # type: ignore[assignment]
-            MonarchSpectralConv(width, width, n_modes, padded(grid, padding), learn_transforms) for _ in range(n_layers)
+            MonarchSpectralConv(
+                width, width, n_modes, padded(grid, padding), learn_transforms, interpolation=interpolation
+            )
+            for _ in range(n_layers)
         )
         self.skips = nn.ModuleList(pointwise(width, width, False, blocks, rank) for _ in range(n_layers))
         # one a layer, or none
@@ -260,7 +270,7 @@ class MonarchFNO(Operator):
 
 
 def _are_alike(conv: MonarchSpectralConv, other: MonarchSpectralConv) -> bool:
-    return (conv.grid, conv.n_modes) == (other.grid, other.n_modes)
+    return all(getattr(conv, key) == getattr(other, key) for key in ("grid", "n_modes", "interpolation"))
 
 
 def coordinates(grid: Sequence[int], like: Tensor) -> Tensor:

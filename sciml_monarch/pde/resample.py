@@ -1,21 +1,68 @@
-"""Band-limited resampling between uniform periodic grids, as a matrix."""
+"""Interpolation between uniform grids of one domain, as a matrix."""
 
 import math
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from sciml_monarch.errors import InputError
 
-def resampling_matrix(n_out: int, n_in: int) -> Tensor:
-    """Trigonometric interpolation from ``n_in`` to ``n_out`` points of one period, left end included.
+Interpolation = Literal["fourier", "cubic"]
+
+
+def interpolation_matrix(kind: Interpolation) -> Callable[[int, int], Tensor]:
+    """What makes the matrices of a kind of interpolation, from the numbers of points out and in.
+
+    Args:
+        kind: "fourier": :func:`fourier_matrix`, for periodic fields. "cubic": :func:`cubic_matrix`, for fields that
+            are not, where the former rings.
+
+    Raises:
+        InputError: There is no such kind.
+    """
+    kinds: dict[str, Callable[[int, int], Tensor]] = {"fourier": fourier_matrix, "cubic": cubic_matrix}
+    if kind not in kinds:
+        raise InputError(f"there is no interpolation {kind!r}; choose one of {', '.join(get_args(Interpolation))}")
+    return kinds[kind]
+
+
+def cubic_matrix(n_out: int, n_in: int) -> Tensor:
+    """Interpolation from ``n_in`` to ``n_out`` points by the cubic polynomial through the four nearest points.
+
+    Grids have the left end of the domain, not the right one, and nothing is periodic: near the ends the four outermost
+    points are taken, and behind the last one their polynomial goes on. Exact for cubic polynomials; for smooth fields
+    the error falls with the fourth power of the step. Going to a coarser grid removes no frequencies: those that it
+    cannot hold are aliased.
+
+    Args:
+        n_out: Points of the grid to interpolate to.
+        n_in: Points of the grid to interpolate from; with fewer than four the degree is lower.
+
+    Returns:
+        ``(n_out, n_in)`` in float64, at most four entries a row.
+    """
+    n_near = min(4, n_in)
+    near = torch.arange(n_near)
+    x = torch.arange(n_out, dtype=torch.float64) * n_in / n_out  # in steps of the grid to interpolate from
+    first = (x.floor().long() - 1).clamp(0, n_in - n_near)
+    distance = x[:, None] - first[:, None] - near  # to each of the nearest points
+    others = torch.tensor([[j for j in range(n_near) if j != i] for i in range(n_near)], dtype=torch.long)
+    weights = (distance[:, others] / (near[:, None] - others)).prod(2)  # Lagrange's polynomials
+    return torch.zeros(n_out, n_in, dtype=torch.float64).scatter_(1, first[:, None] + near, weights)
+
+
+def fourier_matrix(n_out: int, n_in: int) -> Tensor:
+    """Trigonometric, band-limited interpolation from ``n_in`` to ``n_out`` points of one period, left end included.
 
     Frequencies at and above the lower of the two Nyquist frequencies are dropped, except that an even grid's own
     Nyquist cosine is kept, so that the matrix of ``n_out == n_in`` is the identity. Up to the factor
     ``n_out / n_in`` the matrix of the opposite direction is its transpose.
 
     Args:
-        n_out: Points of the grid to resample to.
-        n_in: Points of the grid to resample from.
+        n_out: Points of the grid to interpolate to.
+        n_in: Points of the grid to interpolate from.
 
     Returns:
         ``(n_out, n_in)`` in float64.

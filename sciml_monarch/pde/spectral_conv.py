@@ -18,7 +18,7 @@ from sciml_monarch.monarch.kernels.spectral import spectral_analysis, spectral_s
 from sciml_monarch.monarch.kernels.spectral_layout import Activation
 from sciml_monarch.monarch.kernels.spectral_mixing import spectral_mixing
 from sciml_monarch.monarch.thin import ThinMatrices, Wanted
-from sciml_monarch.pde.resample import resampling_matrix
+from sciml_monarch.pde.resample import Interpolation, interpolation_matrix
 
 
 def kept_frequencies(n_modes: tuple[int, ...]) -> list[Tensor]:
@@ -101,8 +101,8 @@ class MonarchSpectralConv(nn.Module):
 
     Each axis has an analysis and a synthesis transform of its own. On the grid that it is built for and with the
     transforms frozen it equals neuraloperator's ``SpectralConv`` with the same weights. On another grid the field
-    is resampled within its band before the analysis and after the synthesis, both multiplied into the thin
-    matrices: exact for modes below both Nyquist frequencies.
+    is interpolated to the own one before the analysis and back after the synthesis, both multiplied into the thin
+    matrices: within the band, which is exact for modes below both Nyquist frequencies of periodic fields, or by cubics.
 
     Args:
         in_channels: Channels of the input.
@@ -111,9 +111,10 @@ class MonarchSpectralConv(nn.Module):
         grid: Points per axis of the grid to train on.
         learn_transforms: Whether the transforms learn, or stay the DFT.
         bias: Whether to add a bias per channel.
+        interpolation: To and from other grids: "fourier", for periodic fields, or "cubic", for others.
 
     Raises:
-        InputError: An axis keeps more modes than it has points.
+        InputError: An axis keeps more modes than it has points, or there is no such interpolation.
     """
 
     def __init__(
@@ -124,9 +125,12 @@ class MonarchSpectralConv(nn.Module):
         grid: Sequence[int],
         learn_transforms: bool = True,
         bias: bool = True,
+        interpolation: Interpolation = "fourier",
     ) -> None:
         super().__init__()
         self.n_modes, self.grid = tuple(n_modes), tuple(grid)
+        interpolation_matrix(interpolation)  # refuses what there is not
+        self.interpolation: Interpolation = interpolation
         if len(self.n_modes) != len(self.grid):
             raise InputError(f"n_modes {self.n_modes} and grid {self.grid} must have one entry an axis each")
         for axis, (m, n) in enumerate(zip(self.n_modes, self.grid, strict=True)):
@@ -215,7 +219,7 @@ def prepare_alike(layers: Sequence[MonarchSpectralConv], grid: Sequence[int]) ->
     """What :meth:`MonarchSpectralConv.prepare` returns for each layer, computed together.
 
     Args:
-        layers: Layers that were built for one grid, with the same modes.
+        layers: Layers that were built for one grid, with the same modes and interpolation.
         grid: Points per axis.
 
     Raises:
@@ -226,8 +230,9 @@ def prepare_alike(layers: Sequence[MonarchSpectralConv], grid: Sequence[int]) ->
         raise InputError(f"a network for fields of {len(first.grid)} axes cannot take a grid {tuple(grid)}")
     d = len(grid)
     matrices = first.thin([(*layer.analysis, *layer.synthesis) for layer in layers])
-    resampling = {
-        axis: [resampling_matrix(*sizes).to(matrices[0][0]) for sizes in ((n, n_new), (n_new, n))]
+    between = interpolation_matrix(first.interpolation)
+    interpolations = {
+        axis: [between(*sizes).to(matrices[0][0]) for sizes in ((n, n_new), (n_new, n))]
         for axis, (n, n_new) in enumerate(zip(first.grid, grid, strict=True))
         if n_new != n
     }
@@ -235,7 +240,7 @@ def prepare_alike(layers: Sequence[MonarchSpectralConv], grid: Sequence[int]) ->
     for layer, thin in zip(layers, matrices, strict=True):
         # in memory columns lie as rows: so the products take them as they are, forward and backward
         analysis, synthesis = thin[:d], [matrix.mT for matrix in thin[d:]]
-        for axis, (down, up) in resampling.items():
-            analysis[axis], synthesis[axis] = analysis[axis] @ down, up @ synthesis[axis]
+        for axis, (to_own, back) in interpolations.items():
+            analysis[axis], synthesis[axis] = analysis[axis] @ to_own, back @ synthesis[axis]
         prepared.append((*analysis, mixing_matrices(layer.weight), *synthesis))
     return prepared

@@ -5,7 +5,6 @@ from neuralop.layers.spectral_convolution import SpectralConv
 from sciml_monarch import InputError
 from sciml_monarch.monarch.kernels.backend import use_backend
 from sciml_monarch.pde import MonarchSpectralConv
-from sciml_monarch.pde.resample import resampling_matrix
 from sciml_monarch.pde.spectral_conv import kept_frequencies
 from tests.helpers import needs_triton
 
@@ -161,17 +160,3 @@ def test_kept_frequencies_are_counted_as_neuraloperator_counts_them():
     leading, last = kept_frequencies((6, 6))
     assert leading.tolist() == [-3, -2, -1, 0, 1, 2]
     assert last.tolist() == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize(("n_out", "n_in"), [(8, 8), (7, 7), (16, 8), (8, 16), (9, 16), (16, 9), (15, 7)])
-def test_resampling_is_exact_for_frequencies_below_both_nyquists(n_out, n_in):
-    matrix = resampling_matrix(n_out, n_in)
-    assert matrix.shape == (n_out, n_in)
-    for f in range((min(n_out, n_in) - 1) // 2 + 1):
-        x_in, x_out = (2 * torch.pi * torch.arange(n, dtype=torch.float64) / n for n in (n_in, n_out))
-        torch.testing.assert_close(matrix @ torch.cos(f * x_in + 1), torch.cos(f * x_out + 1), atol=1e-12, rtol=0)
-
-
-def test_resampling_to_the_same_grid_is_the_identity():
-    for n in (7, 8):
-        torch.testing.assert_close(resampling_matrix(n, n), torch.eye(n, dtype=torch.float64), atol=1e-12, rtol=0)
