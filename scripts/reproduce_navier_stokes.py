@@ -8,8 +8,9 @@
 
 Each YAML in configs/navier_stokes is a row. ``train`` trains those of the paper's table, or ``--rows``, each with its
 seeds, ``--per_gpu`` side by side on every GPU, the longest first. It simulates the data sets that are missing, stops
-before ``--time_limit`` with checkpoints, and goes on from them when it is called again. A row that fails is named at
-the end and does not stop the others. An output folder has one list of ``--set``.
+before ``--time_limit`` with checkpoints, and goes on from them when it is called again. A row that begins from the
+network of another waits for it; that one is trained too. A row that fails is named at the end and does not stop the
+others. An output folder has one list of ``--set``.
 
 The test, the last trajectories of a set, is used once: at the end, on the last weights. What is to be chosen is chosen
 with ``--validation 100``: so many trajectories at the end of the training set are held out, the network is validated
@@ -25,6 +26,7 @@ from typing import Any
 import torch.multiprocessing as mp
 from checkpoint_pieces import pack, unpack
 from json_lines import read_rows
+from reproduce_navier_stokes_ablation import ablation
 from reproduce_navier_stokes_job import (
     CONFIGS,
     ROW,
@@ -32,6 +34,7 @@ from reproduce_navier_stokes_job import (
     Options,
     Simulation,
     config_of,
+    first_row,
     n_threads,
     rows_in,
     simulate_job,
@@ -45,6 +48,7 @@ from sciml_monarch.cli import guarded
 from sciml_monarch.errors import InputError
 from sciml_monarch.files import replacing
 from sciml_monarch.pde.readers import open_trajectories
+from sciml_monarch.training import LAST
 
 SETS = {  # viscosity and time of the last frame, in seconds
     "navier_stokes_1e-3": (1e-3, 50.0),
@@ -140,12 +144,12 @@ def row_names() -> list[str]:
 def plan(
     names: list[str], seeds: list[int] | None, epochs: int | None, validation: int, options: Options
 ) -> list[tuple[Job, dict[str, Any]]]:
-    """The trainings that are asked for, the longest first, with their configurations.
+    """The trainings that are asked for, with their configurations: those others begin from, then the longest, first.
 
     Args:
         names: Rows.
         seeds: ``None``: those of each row.
-        epochs: ``None``: those of the YAMLs.
+        epochs: ``None``: those of the YAMLs. A row and the one it begins from share them as their YAMLs do.
         validation: Trajectories that are split off the training set.
         options: As of the trainings.
 
@@ -153,14 +157,19 @@ def plan(
         InputError: A row is unknown, or an option is out of range.
     """
     _check("rows", names, row_names())
-    found = []
-    for name in names:
-        own = epochs or read_config(CONFIGS / f"{name}.yaml", options.settings)["trainer"]["max_epochs"]
-        for seed in seeds_of(name) if seeds is None else seeds:
-            job = Job(name, own, seed, validation)
-            found.append((job, config_of(job, options)))
+
+    def job_of(name: str, seed: int) -> Job:
+        chain = [row for row in (first_row(name), name) if row]
+        own = [read_config(CONFIGS / f"{row}.yaml", options.settings)["trainer"]["max_epochs"] for row in chain]
+        last = max(1, round((epochs or sum(own)) * own[-1] / sum(own)))
+        before = max(1, (epochs or sum(own)) - last)
+        return Job(name, last, seed, validation, Job(chain[0], before, seed, validation) if len(chain) > 1 else None)
+
+    asked = [job_of(name, seed) for name in names for seed in (seeds_of(name) if seeds is None else seeds)]
+    firsts = {job.first: None for job in asked if job.first}  # a set that keeps the order
+    found = [(job, config_of(job, options)) for job in firsts | dict.fromkeys(asked)]
     steps = {job: job.epochs * config["data"]["init_args"]["n_steps"] for job, config in found}
-    return sorted(found, key=lambda pair: -steps[pair[0]])
+    return sorted(found, key=lambda pair: (pair[0] not in firsts, -steps[pair[0]]))
 
 
 def _work(job: Job, options: Options, device: int | None, deadline: float) -> None:
@@ -196,7 +205,7 @@ def train(arguments: argparse.Namespace) -> None:
         return
     jobs = [job for job, _ in planned]
     outcome = run_jobs(
-        lambda: [job for job in jobs if not is_finished(out, job)],
+        lambda: [job for job in jobs if not is_finished(out, job) and can_begin(out, job)],
         _work,
         lambda job, device, deadline: (job, options, device, deadline),
         lambda job: is_finished(out, job),
@@ -217,6 +226,11 @@ def is_finished(out: Path, job: Job) -> bool:
     return file.is_file() and json.loads(file.read_text())["finished"]
 
 
+def can_begin(out: Path, job: Job) -> bool:
+    """Whether what a training begins from is there, or it has begun."""
+    return job.first is None or is_finished(out, job.first) or (out / job.folder / LAST).is_file()
+
+
 def write_rows(out: Path) -> None:
     """Writes all trainings of an output folder into one file, a row a line."""
     rows = rows_in(out)
@@ -232,7 +246,7 @@ def print_table(arguments: argparse.Namespace) -> None:
         InputError: Rows of different settings.
     """
     rows = [row for path in arguments.rows for row in (rows_in(path) if path.is_dir() else read_rows(path))]
-    print(table(rows))
+    print("\n\n".join(part for part in (table(rows), ablation(rows)) if part))
 
 
 def _add_common(step: argparse.ArgumentParser) -> None:
@@ -259,7 +273,7 @@ def main() -> None:
     step.add_argument("--out", type=Path, required=True, help="folder for a run folder a training, and rows.jsonl")
     step.add_argument("--rows", nargs="+", help="YAMLs of configs/navier_stokes, without the ending")
     step.add_argument("--seeds", nargs="+", type=int, help="default: three of FNO and MonarchFNO at 1e-5, else one")
-    step.add_argument("--epochs", type=int, help="instead of the YAMLs'")
+    step.add_argument("--epochs", type=int, help="of each row, instead of the YAMLs'")
     step.add_argument("--validation", type=int, default=0, help="trajectories to split off; then nothing is tested")
     step.add_argument("--per_gpu", type=int, default=1, help="trainings side by side on a GPU")
     step.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="for every row: trainer.precision=32")

@@ -31,12 +31,14 @@ class Job:
         seed: Of the weights and the order of the batches.
         validation: Trajectories split off the end of the training set, for choices: a training with such is validated
             on them and not tested. 0: all are trained on, and the network is tested.
+        first: The training whose network it begins from.
     """
 
     row: str
     epochs: int
     seed: int
     validation: int = 0
+    first: "Job | None" = None
 
     @property
     def folder(self) -> str:
@@ -65,7 +67,7 @@ class Options:
 
 
 def config_of(job: Job, options: Options) -> dict[str, Any]:
-    """The YAML of a training with its data set in the folder of the data, and validation split off.
+    """The YAML of a training with its data set in the folder of the data, its start, and validation split off.
 
     Raises:
         InputError: A setting is wrong, or fewer trajectories are trained on than are split off.
@@ -73,12 +75,22 @@ def config_of(job: Job, options: Options) -> dict[str, Any]:
     config = read_config(CONFIGS / f"{job.row}.yaml", options.settings)
     own = config["data"]["init_args"]
     own["path"] = str(options.data / Path(own["path"]).name)
+    if job.first is not None:  # a training that is resumed has it in its own checkpoint
+        resumed = (options.out / job.folder / LAST).is_file()
+        start = None if resumed else str(options.out / job.first.folder / LAST)
+        config["model"]["init_args"]["init_from"] = start
     if job.validation:
         if job.validation >= own["n_train"]:
             raise InputError(f"--validation {job.validation} of {own['n_train']} training trajectories leaves none")
         own["n_train"] -= job.validation
         own["n_val"] = job.validation
     return config
+
+
+def first_row(name: str) -> str | None:
+    """The row whose trained network a row begins from, if it does: its YAML's ``init_from`` is in that row's folder."""
+    start = read_config(CONFIGS / f"{name}.yaml")["model"]["init_args"].get("init_from")
+    return Path(start).parents[1].name if start else None
 
 
 class LossCurve(L.Callback):
@@ -124,6 +136,7 @@ def train_job(job: Job, options: Options, device: int | None, deadline: float = 
         "row": job.row,
         "seed": job.seed,
         "epochs": job.epochs,
+        "epochs_of_first": job.first.epochs if job.first else 0,
         "epochs_done": epochs_in(folder / LAST),
         "finished": False,
         "validation": job.validation,

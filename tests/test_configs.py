@@ -30,6 +30,8 @@ def build(config):
     parser.add_subclass_arguments(ReconTask if mri else PDETask, "model")
     parser.add_subclass_arguments(MRIData if mri else (TrajectoryData, PairData), "data")
     model = {"class_path": "PDETask"} | values["model"]
+    arguments = {key: value for key, value in model["init_args"].items() if key != "init_from"}  # not trained here
+    model |= {"init_args": arguments}
     parsed = parser.instantiate(parser.parse_object({"model": model, "data": values["data"]}))
     return parsed.model, parsed.data, values
 
@@ -38,6 +40,10 @@ def build(config):
 def test_every_configuration_builds_its_network(config):
     task, data, values = build(config)
     assert values["trainer"]["max_epochs"] > 0
+    if start := values["model"]["init_args"].get("init_from"):  # of the same network, in the folder of its row
+        other, _, theirs = build(config.parent / f"{Path(start).parents[1].name}.yaml")
+        assert other.surrogate.net.config == task.surrogate.net.config
+        assert "init_from" not in theirs["model"]["init_args"]
     if hasattr(task, "surrogate"):
         assert task.surrogate.net.in_channels == getattr(data, "n_history", 1)  # of pairs one
         assert (values.get("monitor", "auto") is None) == (data.n_val == 0)

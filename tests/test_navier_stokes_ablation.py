@@ -1,0 +1,103 @@
+"""Rows that change one thing, rows that begin from another's network, and their table."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.programs import Inline, script
+from tests.test_reproduce_navier_stokes import LAST, arguments, row_of
+
+TINY = [
+    "data.init_args={n_train: 4, n_test: 2, n_history: 3, n_steps: 2, batch_size: 2}",
+    "data.init_args.loader={val_steps: null, test_steps: null}",
+    "model.init_args.net.init_args={in_channels: 3, width: 4, n_modes: [4, 4], grid: [16, 16], n_layers: 1}",
+]
+FIRST, LATER = "residual_single_step_1e-5_4_epochs_seed_0", "residual_fine_tuned_1e-5_1_epochs_seed_0"
+
+
+@pytest.fixture(scope="module")
+def program():
+    return script("reproduce_navier_stokes")
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return script("reproduce_navier_stokes_ablation")
+
+
+def test_a_row_waits_for_the_one_it_begins_from_and_begins_there(program, vorticity_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.multiprocessing.get_context", lambda kind: Inline())
+    data = tmp_path / "sets"
+    data.mkdir()
+    (data / "navier_stokes_1e-5").symlink_to(vorticity_folder)
+    options = arguments(data, tmp_path, rows=["residual_fine_tuned_1e-5"], epochs=5, set=TINY)
+    (first, _), (later, config) = program.plan(options.rows, [0], 5, 0, program.Options(data, tmp_path, TINY, 1, 1))
+    assert (first.folder, later.folder, later.first) == (FIRST, LATER, first)
+    assert config["model"]["init_args"]["init_from"] == str(tmp_path / FIRST / LAST)
+    assert program.can_begin(tmp_path, first)
+    assert not program.can_begin(tmp_path, later)
+    program.train(options)
+    rows = {row["row"]: row for row in program.read_rows(tmp_path / "rows.jsonl")}
+    assert [rows[name]["finished"] for name in ("residual_single_step_1e-5", "residual_fine_tuned_1e-5")] == [True] * 2
+    assert [row["epochs_of_first"] for row in rows.values()] == [4, 0]
+    before, after = (torch.load(tmp_path / folder / LAST, weights_only=True) for folder in (FIRST, LATER))
+    assert before["epoch"] == 3
+    pairs = [(value, before["state_dict"][name]) for name, value in after["state_dict"].items()]
+    moved = sum((new - old).abs().sum().item() for new, old in pairs)
+    assert 0 < moved < 0.02 * sum(new.abs().sum().item() for new, _ in pairs)  # two steps at 3e-4
+    # without the first: it goes on from its own checkpoint
+    shutil.rmtree(tmp_path / FIRST)
+    unfinished = json.loads((tmp_path / LATER / "row.json").read_text()) | {"finished": False}
+    (tmp_path / LATER / "row.json").write_text(json.dumps(unfinished))
+    assert program.can_begin(tmp_path, later)
+    config = sys.modules["reproduce_navier_stokes_job"].config_of(later, program.Options(data, tmp_path, TINY, 1, 1))
+    assert config["model"]["init_args"]["init_from"] is None
+
+
+def test_rows_share_epochs_as_their_yamls_do(program):
+    options = program.Options(Path("data"), Path("runs"), [], 1, 1)
+    rows = ["residual_1e-5", "residual_fine_tuned_1e-5"]
+    for epochs, expected in ((None, (500, 100, 400)), (50, (50, 10, 40)), (1, (1, 1, 1))):
+        found = {job.row: job.epochs for job, _ in program.plan(rows, [0], epochs, 0, options)}
+        assert tuple(found[name] for name in (*rows, "residual_single_step_1e-5")) == expected
+    planned = program.plan(["residual_fine_tuned_1e-5", "residual_single_step_1e-5"], [0], None, 0, options)
+    assert [job.row for job, _ in planned] == ["residual_single_step_1e-5", "residual_fine_tuned_1e-5"]  # no third
+
+
+def test_every_row_says_what_it_changes(tables):
+    assert tables.names()[0] == "residual_1e-5"
+    changes = [tables.change(name) for name in tables.names()]
+    assert len(set(changes)) == len(changes) > 10
+    assert tables.change("residual_no_norm_1e-5") == "no normalisation"
+
+
+def test_changes_are_compared_at_equal_epochs_and_seeds(tables):
+    def trial(name, seed, error, **others):
+        return row_of(name, seed, validation=100, finished=True, validation_relative_l2=error, **others) | {
+            "train_loss": [0.2, 0.1],
+            "wall_seconds": 60.0,
+        }
+
+    base, other, tuned = "residual_1e-5", "residual_no_norm_1e-5", "residual_fine_tuned_1e-5"
+    rows = [
+        trial(base, 0, 0.10),
+        trial(base, 1, 0.14),
+        trial(other, 0, 0.11),
+        trial(tuned, 1, 0.07, epochs=100, epochs_of_first=400),
+        trial(other, 0, 0.3, epochs=50),
+        row_of(base, 0, done=30),
+        row_of(other, 0, 0.2),
+    ]
+    text = tables.ablation(rows)
+    _, held, tested, short = text.split(" epochs")
+    assert "100 training trajectories held out for validation" in held
+    assert "| nothing | 1,000 | 2 | 0.1200 |  | 0.1000 | 60 |" in held
+    assert "| no normalisation | 1,000 | 1 | 0.1100 | +10.0 % | 0.1000 | 60 |" in held
+    assert "| 1,000 | 1 | 0.0700 | -50.0 % |" in held
+    assert "| no normalisation | 1,000 | 1 | 0.2000 |  |" in tested
+    assert "| no normalisation | 1,000 | 1 | 0.3000 |  |" in short
+    assert tables.ablation([row_of(base, 0, done=30)]) == ""
