@@ -1,4 +1,4 @@
-"""Adam or Muon, schedule and parameter groups: the same for every task."""
+"""Adam, Muon or SOAP, schedule and parameter groups: the same for every task."""
 
 import math
 from collections.abc import Iterable
@@ -12,28 +12,30 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.muon import Muon, hidden_matrices
+from sciml_monarch.matrix_optimizer import MatrixOptimizer, hidden_matrices
+from sciml_monarch.muon import Muon
 from sciml_monarch.pde.base import Operator
+from sciml_monarch.soap import Soap
 
-OptimizerName = Literal["adam", "muon"]
+OptimizerName = Literal["adam", "muon", "soap"]
+OF_MATRICES: dict[str, type[Muon | Soap]] = {"muon": Muon, "soap": Soap}
 
 
 @dataclass(frozen=True)
 class Optimization:
     """Optimizer and schedule.
 
-    SOAP (Vyas et al., 2024) is not offered: neither torch nor another dependency of this package has it.
-
     Attributes:
         learning_rate: Rate at the start.
-        weight_decay: L2 penalty of Adam, decoupled decay of Muon's matrices; transforms get none.
+        weight_decay: L2 penalty of Adam, decoupled decay of Muon's and SOAP's matrices; transforms get none.
         schedule: ``cosine`` falls to zero at the last step, ``step`` multiplies by ``step_factor`` every
             ``step_epochs`` epochs, ``constant`` does neither.
         step_epochs: Epochs between two reductions.
         step_factor: Factor of a reduction.
         transform_rate: Learning rate of the transforms relative to the others.
-        optimizer: "adam", or "muon" for the matrices between hidden channels of a neural operator, with steps of the
-            size of Adam's, and Adam for the other parameters (:class:`~sciml_monarch.muon.Muon`).
+        optimizer: "adam"; or "muon" (:class:`~sciml_monarch.muon.Muon`) or "soap" (:class:`~sciml_monarch.soap.Soap`)
+            for the matrices between hidden channels of a neural operator, with steps of the size of Adam's, and Adam
+            for the other parameters.
 
     Raises:
         InputError: A number is out of range, or there is no such optimizer.
@@ -77,11 +79,12 @@ def make_optimizer(
         What Lightning's ``configure_optimizers`` returns.
 
     Raises:
-        InputError: Muon is asked for, and the network is not a neural operator.
+        InputError: Muon or SOAP is asked for, and the network is not a neural operator.
     """
     own = {id(p) for p in transforms}
     trained = [p for p in module.parameters() if p.requires_grad]
-    optimizer = (_muon if options.optimizer == "muon" else _adam)(module, trained, own, options)
+    make = _adam if options.optimizer == "adam" else _of_matrices
+    optimizer = make(module, trained, own, options)
     optimizer.register_load_state_dict_pre_hook(_refuse_another)
     if options.schedule == "constant":
         return optimizer
@@ -101,13 +104,17 @@ def _adam(module: L.LightningModule, trained: list[nn.Parameter], own: set[int],
     return optimizer
 
 
-def _muon(module: L.LightningModule, trained: list[nn.Parameter], own: set[int], options: Optimization) -> Optimizer:
+def _of_matrices(
+    module: L.LightningModule, trained: list[nn.Parameter], own: set[int], options: Optimization
+) -> MatrixOptimizer:
     net = getattr(module, "network", module)
     if not isinstance(net, Operator):  # first and last layers are not known of others
-        raise InputError(f"optimizer is muon, but {type(net).__name__} is not a neural operator; take adam")
+        raise InputError(
+            f"optimizer is {options.optimizer}, but {type(net).__name__} is not a neural operator; take adam"
+        )
     matrices = {p: layout for p, layout in hidden_matrices(net).items() if p.requires_grad and id(p) not in own}
     others = [p for p in trained if p not in matrices]
-    return Muon(
+    return OF_MATRICES[options.optimizer](
         matrices,
         _groups(others, own, options),
         options.learning_rate,
@@ -117,11 +124,13 @@ def _muon(module: L.LightningModule, trained: list[nn.Parameter], own: set[int],
 
 
 def _refuse_another(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Refuses to go on from the state of the other optimizer."""
-    ours, theirs = (
-        "muon" if any(group.get("layout") for group in groups) else "adam"
-        for groups in (optimizer.param_groups, state["param_groups"])
-    )
+    """Refuses to go on from the state of another optimizer, which its groups tell."""
+
+    def name(groups: list[dict[str, Any]]) -> str:
+        of_matrices = [group for group in groups if group.get("layout")]
+        return ("muon" if "momentum" in of_matrices[0] else "soap") if of_matrices else "adam"
+
+    ours, theirs = name(optimizer.param_groups), name(state["param_groups"])
     if ours != theirs:
         raise InputError(f"optimizer is {ours}, but the checkpoint was trained with {theirs}; resume as it was started")
 

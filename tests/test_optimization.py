@@ -11,10 +11,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from sciml_monarch import InputError
 from sciml_monarch.cli import main
+from sciml_monarch.matrix_optimizer import as_matrices, from_matrices, hidden_matrices
 from sciml_monarch.monarch.convert_optimizer import check_optimizers
 from sciml_monarch.mri import MonarchISTA
 from sciml_monarch.mri.task import ReconTask
-from sciml_monarch.muon import Muon, as_matrices, from_matrices, hidden_matrices, orthogonalize, step_factor
+from sciml_monarch.muon import Muon, orthogonalize, step_factor
 from sciml_monarch.pde import FNO, MonarchFNO, OperatorTransformer, ResidualMonarchFNO, UNet
 from sciml_monarch.pde.spectral_conv import in_mixing_order
 from sciml_monarch.pde.task import Optimization, PDETask
@@ -339,8 +340,8 @@ def test_complex_parameters_train(vorticity_folder, tmp_path):
 
 
 def test_an_unknown_optimizer_is_refused():
-    with pytest.raises(InputError, match="optimizer is 'soap'; it must be one of adam, muon"):
-        Optimization(optimizer="soap")
+    with pytest.raises(InputError, match="optimizer is 'sgd'; it must be one of adam, muon, soap"):
+        Optimization(optimizer="sgd")
 
 
 def test_networks_whose_layers_are_not_known_are_refused():

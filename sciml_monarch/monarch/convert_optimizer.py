@@ -82,11 +82,11 @@ def check_optimizers(optimizers: Iterable[Optimizer]) -> None:
     """Refuses optimizers that cannot follow a network whose layers are replaced.
 
     Raises:
-        InputError: LBFGS, whose state is of all parameters at once, or Muon, whose parameters are matrices.
+        InputError: LBFGS, whose state is of all parameters at once, or Muon and SOAP, whose parameters are matrices.
     """
     for optimizer in optimizers:
         for name in (cls.__name__ for cls in type(optimizer).__mro__):
-            if name in ("LBFGS", "Muon"):
+            if name in ("LBFGS", "Muon", "Soap"):
                 reason = "its state is of all parameters at once" if name == "LBFGS" else "it trains matrices only"
                 raise InputError(f"{name} cannot go on when layers are replaced: {reason}; use Adam, AdamW or SGD")
 

@@ -1,0 +1,142 @@
+"""SOAP: Adam in the eigenbases of Shampoo's preconditioners (Vyas et al., 2024), for batches of matrices.
+
+N. Vyas et al., "SOAP: Improving and stabilizing Shampoo using Adam" (arXiv 2409.11321, algorithm 3). No dependency of
+this package has it. Spectral weights of a neural operator are a complex matrix for each mode, whose eigenbases are
+unitary, so matrices are real or complex here.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sciml_monarch.matrix_optimizer import Layout, MatrixOptimizer, as_matrices, from_matrices
+
+BETAS = (0.95, 0.95)  # of first and second moment; the preconditioners decay as the latter
+EPSILON = 1e-8
+REFRESH_EVERY = 10  # steps between two corrections of the eigenbases
+LARGEST_SIDE = 1024  # a side of more rows (columns) is not rotated: its eigenbasis takes the cube of them
+
+
+class Soap(MatrixOptimizer):
+    """SOAP for matrices and Adam for everything else, as one optimizer with groups of both.
+
+    A step of a matrix ``W`` with the gradient ``G``, in the eigenbases ``Q_L`` and ``Q_R`` of the averages ``L`` of
+    ``G G^H`` and ``R`` of ``G^H G``::
+
+        M <- b1 M + (1 - b1) G
+        V <- b2 V + (1 - b2) |Q_L^H G Q_R|^2
+        W <- (1 - rate * decay) W
+        W <- W - rate * Q_L (Q_L^H M Q_R / (sqrt(V) + eps)) Q_R^H
+
+    with Adam's corrections of the bias of both averages. Every ten steps the bases take an iteration of orthogonal
+    iteration, ``Q <- qr(L Q)``, with its columns by falling eigenvalues. The first gradient makes the bases and is no
+    step: in its own eigenbases most of its entries are rounding, which the division would blow up.
+
+    Of a complex entry, which is two parameters, ``V`` is half of the square of the modulus. So its parts take steps of
+    the size of Adam's, and the phase of an eigenvector, which is arbitrary, does not matter.
+
+    Args:
+        matrices: Parameters of at least two axes, and how their matrices lie in them.
+        others: Parameter groups of Adam.
+        lr: Learning rate of all groups without one of their own.
+        weight_decay: Of the matrices, decoupled.
+        fused: As in ``torch.optim.Adam``.
+    """
+
+    def __init__(
+        self,
+        matrices: Mapping[nn.Parameter, Layout],
+        others: Iterable[dict[str, Any]],
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.0,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(matrices, others, lr, weight_decay, {"soap_betas": BETAS}, fused)
+
+    def step_matrices(self, group: dict[str, Any]) -> None:
+        """Takes SOAP's step of each parameter."""
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            gradients = as_matrices(p.grad, group["layout"])
+            gradients = gradients.to(torch.promote_types(gradients.dtype, torch.float32))
+            state = _State(self.state[p], gradients)
+            step = state.update(gradients, *group["soap_betas"])
+            if step is not None:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.sub_(group["lr"] * from_matrices(step, group["layout"], p))
+
+
+class _State:
+    """The state of one parameter: ``(batch, m, n)`` matrices, and their sides' preconditioners and eigenbases.
+
+    Args:
+        stored: Entry of the optimizer's state. Complex numbers are pairs there: ``load_state_dict`` brings all to the
+            dtype of the parameter, which is real.
+        like: The gradients as matrices.
+    """
+
+    def __init__(self, stored: dict[str, Any], like: Tensor) -> None:
+        self.stored = stored
+        self.is_complex = like.is_complex()
+        _, m, n = like.shape
+        self.sides = [side for side, size in (("left", m), ("right", n)) if size <= LARGEST_SIDE]
+
+    def __getitem__(self, name: str) -> Tensor:
+        wide = self.stored[name].float() if self.stored[name].dtype.itemsize < 4 else self.stored[name]
+        is_complex = self.is_complex and name != "second_moment"
+        return torch.view_as_complex(wide.contiguous()) if is_complex else wide
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.stored[name] = torch.view_as_real(value) if value.is_complex() else value
+
+    def update(self, g: Tensor, first: float, second: float) -> Tensor | None:
+        """Takes a gradient ``(batch, m, n)`` in; returns the step in units of the rate, of the first gradient none."""
+        grams = {"left": lambda: g @ g.mH, "right": lambda: g.mH @ g}
+        if not self.stored:
+            self.stored["step"] = 0
+            self["momentum_buffer"] = torch.zeros_like(g)
+            self["second_moment"] = torch.zeros_like(g.real if self.is_complex else g)
+            for side in self.sides:
+                self[side] = (1 - second) * grams[side]()
+                self[f"{side}_basis"] = torch.linalg.eigh(self[side]).eigenvectors.flip(-1)
+            return None
+        self.stored["step"] += 1
+        k = self.stored["step"]
+        momentum, rotated = self["momentum_buffer"].lerp(g, 1 - first), self._rotate(g)
+        self["momentum_buffer"] = momentum
+        square = (rotated.real.square() + rotated.imag.square()) / 2 if self.is_complex else rotated.square()
+        variance = self["second_moment"].lerp(square, 1 - second)
+        self["second_moment"] = variance
+        scale = (variance / (1 - second**k)).sqrt() + EPSILON
+        step = self._rotate(self._rotate(momentum) / (1 - first**k) / scale, back=True)
+        for side in self.sides:
+            self[side] = self[side].lerp(grams[side](), 1 - second)
+        if k % REFRESH_EVERY == 0:
+            self._refresh()
+        return step
+
+    def _rotate(self, matrices: Tensor, back: bool = False) -> Tensor:
+        """Takes matrices to the eigenbases, or back from them."""
+        for side in self.sides:
+            basis = self[f"{side}_basis"]
+            if side == "left":
+                matrices = (basis if back else basis.mH) @ matrices
+            else:
+                matrices = matrices @ (basis.mH if back else basis)
+        return matrices
+
+    def _refresh(self) -> None:
+        """An orthogonal iteration of each basis, its columns and the second moment ordered by falling eigenvalues."""
+        for side, axis in (("left", -2), ("right", -1)):
+            if side not in self.sides:
+                continue
+            preconditioner, basis = self[side], self[f"{side}_basis"]
+            towards = preconditioner @ basis
+            values = (basis.conj() * towards).sum(-2)  # Rayleigh quotients (batch, columns)
+            order = (values.real if self.is_complex else values).argsort(-1, descending=True)
+            self[f"{side}_basis"] = torch.linalg.qr(towards.gather(-1, order.unsqueeze(-2).expand_as(towards))).Q
+            variance = self["second_moment"]
+            self["second_moment"] = variance.gather(axis, order.unsqueeze(-1 if axis == -2 else -2).expand_as(variance))
