@@ -231,11 +231,12 @@ class MonarchFNO(Operator):
 
     def prepare(self, grid: tuple[int, ...]) -> Prepared:
         """Multiplies out the transforms of every layer; see :class:`Operator`."""
+        domain = (tuple(self.config["grid"]), tuple(grid))
         grid = padded(grid, self.padding)
         first = self.convs[0]
         if all(type(conv) is MonarchSpectralConv and _are_alike(conv, first) for conv in self.convs):
-            return tuple(chain.from_iterable(prepare_alike(self.convs, grid)))
-        return tuple(chain.from_iterable(conv.prepare(grid) for conv in self.convs))
+            return tuple(chain.from_iterable(prepare_alike(self.convs, grid, domain)))
+        return tuple(chain.from_iterable(conv.prepare(grid, domain) for conv in self.convs))
 
     def forward(self, x: Tensor, prepared: Prepared | None = None) -> Tensor:
         """Applies the network; see :class:`Operator`."""

@@ -1,7 +1,6 @@
 """Interpolation between uniform grids of one domain, as a matrix."""
 
 import math
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -12,20 +11,35 @@ from sciml_monarch.errors import InputError
 Interpolation = Literal["fourier", "cubic"]
 
 
-def interpolation_matrix(kind: Interpolation) -> Callable[[int, int], Tensor]:
-    """What makes the matrices of a kind of interpolation, from the numbers of points out and in.
+def check_interpolation(kind: str) -> None:
+    """Refuses a kind of interpolation that there is not.
+
+    Raises:
+        InputError: It is none of :data:`Interpolation`.
+    """
+    if kind not in get_args(Interpolation):
+        raise InputError(f"there is no interpolation {kind!r}; choose one of {', '.join(get_args(Interpolation))}")
+
+
+def interpolation_matrix(kind: Interpolation, n_out: int, n_in: int, domain: tuple[int, int] | None = None) -> Tensor:
+    """Interpolation from ``n_in`` to ``n_out`` points.
 
     Args:
         kind: "fourier": :func:`fourier_matrix`, for periodic fields. "cubic": :func:`cubic_matrix`, for fields that
             are not, where the former rings.
+        n_out: Points of the grid to interpolate to.
+        n_in: Points of the grid to interpolate from.
+        domain: How many of either, out and in, belong to the domain; padding follows. Fields jump between the two, so
+            that cubics interpolate each by itself. By default there is no padding.
 
-    Raises:
-        InputError: There is no such kind.
+    Returns:
+        ``(n_out, n_in)`` in float64.
     """
-    kinds: dict[str, Callable[[int, int], Tensor]] = {"fourier": fourier_matrix, "cubic": cubic_matrix}
-    if kind not in kinds:
-        raise InputError(f"there is no interpolation {kind!r}; choose one of {', '.join(get_args(Interpolation))}")
-    return kinds[kind]
+    if kind == "fourier":
+        return fourier_matrix(n_out, n_in)
+    if domain is None or domain == (n_out, n_in):
+        return cubic_matrix(n_out, n_in)
+    return torch.block_diag(cubic_matrix(*domain), cubic_matrix(n_out - domain[0], n_in - domain[1]))
 
 
 def cubic_matrix(n_out: int, n_in: int) -> Tensor:
@@ -38,11 +52,13 @@ def cubic_matrix(n_out: int, n_in: int) -> Tensor:
 
     Args:
         n_out: Points of the grid to interpolate to.
-        n_in: Points of the grid to interpolate from; with fewer than four the degree is lower.
+        n_in: Points of the grid to interpolate from; with fewer than four the degree is lower, from none come zeros.
 
     Returns:
         ``(n_out, n_in)`` in float64, at most four entries a row.
     """
+    if n_in == 0:
+        return torch.zeros(n_out, 0, dtype=torch.float64)
     n_near = min(4, n_in)
     near = torch.arange(n_near)
     x = torch.arange(n_out, dtype=torch.float64) * n_in / n_out  # in steps of the grid to interpolate from

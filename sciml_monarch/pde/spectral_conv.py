@@ -18,7 +18,9 @@ from sciml_monarch.monarch.kernels.spectral import spectral_analysis, spectral_s
 from sciml_monarch.monarch.kernels.spectral_layout import Activation
 from sciml_monarch.monarch.kernels.spectral_mixing import spectral_mixing
 from sciml_monarch.monarch.thin import ThinMatrices, Wanted
-from sciml_monarch.pde.resample import Interpolation, interpolation_matrix
+from sciml_monarch.pde.resample import Interpolation, check_interpolation, interpolation_matrix
+
+Domain = tuple[Sequence[int], Sequence[int]]  # points per axis without padding: of the layer's grid, of the fields'
 
 
 def kept_frequencies(n_modes: tuple[int, ...]) -> list[Tensor]:
@@ -129,7 +131,7 @@ class MonarchSpectralConv(nn.Module):
     ) -> None:
         super().__init__()
         self.n_modes, self.grid = tuple(n_modes), tuple(grid)
-        interpolation_matrix(interpolation)  # refuses what there is not
+        check_interpolation(interpolation)
         self.interpolation: Interpolation = interpolation
         if len(self.n_modes) != len(self.grid):
             raise InputError(f"n_modes {self.n_modes} and grid {self.grid} must have one entry an axis each")
@@ -154,17 +156,18 @@ class MonarchSpectralConv(nn.Module):
             wanted = _wanted(kept_frequencies(self.n_modes), self.grid)
         self.thin = ThinMatrices(wanted)
 
-    def prepare(self, grid: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+    def prepare(self, grid: Sequence[int] | None = None, domain: Domain | None = None) -> tuple[Tensor, ...]:
         """Multiplies the transforms out to the thin real matrices of one grid.
 
         Args:
             grid: Points per axis; by default those it was built for.
+            domain: As of :func:`prepare_alike`.
 
         Returns:
             ``d`` analysis matrices: planes ``(2, m, n)`` of the leading axes, ``(2 K, n)`` of the last; the mixing
             matrices ``(F, i, 2 o)``; ``d`` synthesis matrices: ``(2, n, m)`` and ``(n, 2 K)``.
         """
-        return prepare_alike([self], self.grid if grid is None else tuple(grid))[0]
+        return prepare_alike([self], self.grid if grid is None else tuple(grid), domain)[0]
 
     def forward(
         self,
@@ -215,12 +218,16 @@ class MonarchSpectralConv(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, n_modes={self.n_modes}, grid={self.grid}"
 
 
-def prepare_alike(layers: Sequence[MonarchSpectralConv], grid: Sequence[int]) -> list[tuple[Tensor, ...]]:
+def prepare_alike(
+    layers: Sequence[MonarchSpectralConv], grid: Sequence[int], domain: Domain | None = None
+) -> list[tuple[Tensor, ...]]:
     """What :meth:`MonarchSpectralConv.prepare` returns for each layer, computed together.
 
     Args:
         layers: Layers that were built for one grid, with the same modes and interpolation.
         grid: Points per axis.
+        domain: Points per axis without the padding at their end, of the layers' grid and of this one; by default there
+            is none.
 
     Raises:
         InputError: The grid has another number of axes.
@@ -230,12 +237,12 @@ def prepare_alike(layers: Sequence[MonarchSpectralConv], grid: Sequence[int]) ->
         raise InputError(f"a network for fields of {len(first.grid)} axes cannot take a grid {tuple(grid)}")
     d = len(grid)
     matrices = first.thin([(*layer.analysis, *layer.synthesis) for layer in layers])
-    between = interpolation_matrix(first.interpolation)
-    interpolations = {
-        axis: [between(*sizes).to(matrices[0][0]) for sizes in ((n, n_new), (n_new, n))]
-        for axis, (n, n_new) in enumerate(zip(first.grid, grid, strict=True))
-        if n_new != n
-    }
+    own, new = domain or (first.grid, grid)
+    interpolations = {}
+    for axis, (n, n_new) in enumerate(zip(first.grid, grid, strict=True)):
+        if n_new != n:
+            ways = ((n, n_new, (own[axis], new[axis])), (n_new, n, (new[axis], own[axis])))
+            interpolations[axis] = [interpolation_matrix(first.interpolation, *way).to(matrices[0][0]) for way in ways]
     prepared = []
     for layer, thin in zip(layers, matrices, strict=True):
         # in memory columns lie as rows: so the products take them as they are, forward and backward

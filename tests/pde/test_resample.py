@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sciml_monarch import InputError
-from sciml_monarch.pde import MonarchFNO
+from sciml_monarch.pde import MonarchFNO, MonarchSpectralConv
 from sciml_monarch.pde.resample import cubic_matrix, fourier_matrix, interpolation_matrix
 
 
@@ -25,7 +25,7 @@ def test_fourier_interpolation_is_exact_for_frequencies_below_both_nyquists(n_ou
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 8])
 def test_interpolation_to_the_same_grid_is_the_identity(kind, n):
     identity = torch.eye(n, dtype=torch.float64)
-    torch.testing.assert_close(interpolation_matrix(kind)(n, n), identity, atol=1e-12, rtol=0)
+    torch.testing.assert_close(interpolation_matrix(kind, n, n), identity, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(("n_out", "n_in"), [(9, 8), (32, 8), (7, 16), (8, 16), (64, 3), (10, 2), (5, 1)])
@@ -43,9 +43,34 @@ def test_cubics_have_fourth_order():
 def test_what_is_far_from_a_jump_does_not_see_it():
     """The periodic continuation of a ramp jumps at the end of the domain."""
     near_the_end = points(96) > 0.9
-    apart = {kind: interpolation_matrix(kind)(96, 24) @ points(24) - points(96) for kind in ("fourier", "cubic")}
+    apart = {kind: interpolation_matrix(kind, 96, 24) @ points(24) - points(96) for kind in ("fourier", "cubic")}
     assert apart["cubic"].abs().max() < 1e-12
     assert apart["fourier"].abs()[~near_the_end].max() > 1e-2
+
+
+def test_cubics_do_not_cross_from_the_domain_into_its_padding():
+    matrix = interpolation_matrix("cubic", 30, 15, (20, 10))
+    field = torch.cat([1 + points(10), -points(5)])  # linear on either side
+    expected = torch.cat([1 + points(20), -points(10)])
+    torch.testing.assert_close(matrix @ field, expected, atol=1e-12, rtol=0)
+    assert interpolation_matrix("cubic", 2, 5, (2, 4)).shape == (2, 5)  # padding that is a share of few points is none
+    assert interpolation_matrix("cubic", 5, 2, (4, 2))[4].norm() == 0
+
+
+def test_padding_does_not_spoil_what_is_smooth_in_the_domain():
+    """A network of one layer that keeps all modes of the DFT and returns its input has a jump at the padding."""
+    net = MonarchSpectralConv(1, 1, (20,), (20,), learn_transforms=False, interpolation="cubic").double()
+    with torch.no_grad():
+        net.weight.zero_()[..., 0] = 1
+        net.bias.zero_()
+
+    def field(n):
+        return torch.cat([1 + points(n), torch.zeros(n // 4, dtype=torch.float64)])[None, None]
+
+    torch.testing.assert_close(net(field(16)), field(16))
+    crossing, apart = (net(field(32), net.prepare((40,), domain)) for domain in (None, ((16,), (32,))))
+    torch.testing.assert_close(apart, field(32))
+    assert (crossing - field(32)).abs().max() > 0.1
 
 
 def test_an_unknown_interpolation_is_named():
