@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message names the value and how to mend it. Programs print it as one line and exit with status 2;
     in Python it is an ordinary ``ValueError``.
     """
+
+
+class DivergedError(InputError):
+    """A training whose loss is not a finite number any more."""

@@ -68,13 +68,21 @@ class Soap(MatrixOptimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(group["lr"] * from_matrices(step, group["layout"], p))
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a state, its matrices' in their own dtypes, which PyTorch casts to those of the parameters."""
+        super().load_state_dict(state_dict)
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for p, number in zip(group["params"], saved["params"], strict=True):
+                if group["layout"] is not None and number in state_dict["state"]:
+                    entries = state_dict["state"][number].items()
+                    self.state[p] = {k: v.to(p.device, copy=True) if torch.is_tensor(v) else v for k, v in entries}
+
 
 class _State:
     """The state of one parameter: ``(batch, m, n)`` matrices, and their sides' preconditioners and eigenbases.
 
     Args:
-        stored: Entry of the optimizer's state. Complex numbers are pairs there: ``load_state_dict`` brings all to the
-            dtype of the parameter, which is real.
+        stored: Entry of the optimizer's state; complex numbers are pairs there.
         like: The gradients as matrices.
     """
 
@@ -85,9 +93,8 @@ class _State:
         self.sides = [side for side, size in (("left", m), ("right", n)) if size <= LARGEST_SIDE]
 
     def __getitem__(self, name: str) -> Tensor:
-        wide = self.stored[name].float() if self.stored[name].dtype.itemsize < 4 else self.stored[name]
         is_complex = self.is_complex and name != "second_moment"
-        return torch.view_as_complex(wide.contiguous()) if is_complex else wide
+        return torch.view_as_complex(self.stored[name]) if is_complex else self.stored[name]
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         self.stored[name] = torch.view_as_real(value) if value.is_complex() else value
@@ -96,6 +103,8 @@ class _State:
         """Takes a gradient ``(batch, m, n)`` in; returns the step in units of the rate, of the first gradient none."""
         grams = {"left": lambda: g @ g.mH, "right": lambda: g.mH @ g}
         if not self.stored:
+            if not torch.isfinite(g).all():  # of a training that diverges at once; that is for the task to say
+                return None
             self.stored["step"] = 0
             self["momentum_buffer"] = torch.zeros_like(g)
             self["second_moment"] = torch.zeros_like(g.real if self.is_complex else g)

@@ -175,10 +175,12 @@ def test_a_few_epochs_lower_the_loss(make, vorticity_folder, tmp_path):
     assert losses[1] < 0.8 * losses[0]
 
 
-def test_a_stopped_training_resumes_exactly(vorticity_folder, tmp_path):
+@pytest.mark.parametrize("precision", ["32", "bf16-true"])
+def test_a_stopped_training_resumes_exactly(precision, vorticity_folder, tmp_path):
     def run(out, epochs, **options):
         task = PDETask(residual(), Optimization(learning_rate=1e-2, schedule="constant", optimizer="soap"))
-        fit(task, data(vorticity_folder), out, trainer_options=CPU | {"max_epochs": epochs}, **options)
+        trainer_options = CPU | {"max_epochs": epochs, "precision": precision}
+        fit(task, data(vorticity_folder), out, trainer_options=trainer_options, **options)
         return torch.load(out / LAST, weights_only=True)["state_dict"]
 
     whole = run(tmp_path / "whole", 6)
@@ -192,6 +194,14 @@ def test_half_precision_trains(precision, vorticity_folder, tmp_path):
     task = PDETask(monarch(), Optimization(optimizer="soap"))
     fit(task, data(vorticity_folder), tmp_path, trainer_options=CPU | {"max_epochs": 2, "precision": precision})
     assert all(torch.isfinite(p).all() for p in task.parameters())
+
+
+def test_a_training_that_diverges_at_once_says_so(vorticity_folder, tmp_path):
+    task = PDETask(monarch(), Optimization(optimizer="soap"))
+    with torch.no_grad():
+        task.network.lifting.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="the loss is nan in epoch 0"):
+        fit(task, data(vorticity_folder), tmp_path, trainer_options=CPU | {"max_epochs": 1})
 
 
 @pytest.mark.parametrize(("first", "second"), [("muon", "soap"), ("soap", "muon"), ("soap", "adam")])

@@ -252,12 +252,9 @@ class ReconTask(L.LightningModule):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Weight averaging where asked for."""
-        from lightning.pytorch.callbacks import EMAWeightAveraging
+        from sciml_monarch.averaging import Averaging
 
-        if self.ema_decay is None:
-            return []
-        # use_buffers=False keeps buffers equal to the network's instead of averaging permutations
-        return [EMAWeightAveraging(decay=self.ema_decay, use_buffers=False)]
+        return [] if self.ema_decay is None else [Averaging(self.ema_decay)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam with a parameter group without weight decay for the transforms."""

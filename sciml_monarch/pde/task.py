@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from sciml_monarch import optimization
-from sciml_monarch.errors import InputError
+from sciml_monarch.errors import DivergedError, InputError
 from sciml_monarch.hub import CHECKPOINT_KEY, load_surrogate, surrogate_config
 from sciml_monarch.monarch.structure import follow_state_dicts
 from sciml_monarch.optimization import make_optimizer
@@ -260,7 +260,7 @@ class PDETask(L.LightningModule):
         """Stops a training that has diverged, which would otherwise run on for hours."""
         loss = self.trainer.callback_metrics.get("train/loss")
         if loss is not None and not torch.isfinite(loss):
-            raise InputError(
+            raise DivergedError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch}; lower the learning rate "
                 f"({self.optimization.learning_rate}) or set trainer.gradient_clip_val"
             )
@@ -291,12 +291,9 @@ class PDETask(L.LightningModule):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Weight averaging where asked for."""
-        from lightning.pytorch.callbacks import EMAWeightAveraging
+        from sciml_monarch.averaging import Averaging
 
-        if self.ema_decay is None:
-            return []
-        # use_buffers=False keeps buffers equal to the network's instead of averaging permutations
-        return [EMAWeightAveraging(decay=self.ema_decay, use_buffers=False)]
+        return [] if self.ema_decay is None else [Averaging(self.ema_decay)]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, with a parameter group without weight decay for the transform factors."""

@@ -1,0 +1,45 @@
+"""Averaged weights in a training: Lightning's moving average, and what it leaves to be mended."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor
+
+
+class Averaging(EMAWeightAveraging):
+    """An exponential moving average of the weights, which is validated and saved, and is the network after the fit.
+
+    Lightning's own (2.6) leaves the weights of the last step in the task where a training that is resumed has no step
+    left. And it swaps average and network for validation through the network's dtype, which rounds an average that is
+    kept more exactly. Buffers are the network's, not averages of permutations.
+
+    Args:
+        decay: Of the average at each step.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(decay=decay, use_buffers=False)
+        self._exact: list[Tensor] = []
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts the average into the network."""
+        self._exact = [tensor.detach().clone() for tensor in self._averages()]
+        super().on_validation_epoch_start(trainer, pl_module)
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts either back, as it was."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        for tensor, exact in zip(self._averages(), self._exact, strict=True):
+            tensor.copy_(exact)
+        self._exact = []
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts the average into the network for good, also where nothing was left to train."""
+        if self._average_model is not None:
+            self._copy_average_to_current(pl_module)
+
+    def _averages(self) -> list[Any]:
+        return [] if self._average_model is None else list(self._average_model.module.parameters())

@@ -1,0 +1,40 @@
+"""Averaged weights: the network after a fit, and exact through validation."""
+
+import pytest
+import torch
+
+from sciml_monarch import load
+from sciml_monarch.pde.task import PDETask
+from sciml_monarch.training import LAST, fit
+from tests.pde.rollout_runs import CPU, OPTIMIZATION, data, monarch, same
+
+
+def run(folder, out, epochs=3, n_val=0, resume=False, **options):
+    task = PDETask(monarch(), OPTIMIZATION, ema_decay=0.99)
+    source = data(folder)
+    source.n_val = n_val
+    trainer = fit(task, source, out, resume, monitor=None, trainer_options=CPU | {"max_epochs": epochs, **options})
+    return task, trainer, source
+
+
+def test_a_training_that_is_resumed_at_its_end_has_the_average(vorticity_folder, tmp_path):
+    task, trainer, source = run(vorticity_folder, tmp_path)
+    (first,) = trainer.test(task, source, verbose=False)
+    again, trainer, source = run(vorticity_folder, tmp_path, resume=True)
+    assert same(again.surrogate, task.surrogate)
+    assert same(again.surrogate, load(tmp_path / LAST))
+    assert trainer.test(again, source, verbose=False) == [first]
+    # and not the weights of the last step
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    assert any(not torch.equal(state["state_dict"][k], v) for k, v in state["current_model_state"].items())
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-true"])
+def test_validation_changes_no_training(precision, vorticity_folder, tmp_path):
+    states = []
+    for n_val in (0, 2):
+        run(vorticity_folder, tmp_path / str(n_val), 4, n_val, precision=precision)
+        state = torch.load(tmp_path / str(n_val) / LAST, weights_only=True)
+        states.append((state["state_dict"], state["current_model_state"]))
+    for without, validated in zip(*states, strict=True):
+        assert all(torch.equal(validated[name], value) for name, value in without.items())
