@@ -183,7 +183,10 @@ def call(
     """
     from jsonargparse import ArgumentError, ArgumentParser
 
-    parser = ArgumentParser(prog=f"sciml-monarch {function.__name__}", exit_on_error=False, allow_abbrev=False)
+    program = Path(sys.argv[0]).name
+    if not program.endswith(".py") or program == "__main__.py":
+        program = f"sciml-monarch {function.__name__.removesuffix('_mri')}"
+    parser = ArgumentParser(prog=program, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
     if positional:
         parser.add_argument(positional, type=Path, nargs=nargs)

@@ -187,7 +187,9 @@ def _read_folder(path: Path, map_location: str | torch.device) -> tuple[dict[str
     config_file, weights_file = path / "config.json", path / "model.safetensors"
     for file in (config_file, weights_file):
         if not file.is_file():
-            raise InputError(f"{path}: lacks {file.name}; a saved network has config.json and model.safetensors")
+            last = path / "checkpoints/last.ckpt"
+            hint = f"; give {last}" if last.is_file() else "; a saved network has config.json and model.safetensors"
+            raise InputError(f"{path}: lacks {file.name}{hint}")
     try:
         config = json.loads(config_file.read_text())
     except json.JSONDecodeError as error:

@@ -23,7 +23,7 @@ from sciml_monarch.errors import InputError
 from sciml_monarch.hub import read_checkpoint
 
 PARTS = ("checkpoints", "csv", "tensorboard", "config.yaml")
-EARLIER = ".earlier"
+EARLIER, MOVING = ".earlier", ".earlier_in_part"
 LAST = Path("checkpoints/last.ckpt")
 BEST = Path("checkpoints/best.ckpt")
 
@@ -62,10 +62,12 @@ def _replacing_earlier_run(out: Path) -> Iterator[None]:
 
     Of a run that does not get so far nothing stays, so that it can be started again once its mistake is mended.
     """
-    for name in PARTS:
-        if (out / name).exists():
-            (out / EARLIER).mkdir(exist_ok=True)
-            (out / name).rename(out / EARLIER / name)
+    present = [name for name in PARTS if (out / name).exists()]
+    if present:
+        (out / MOVING).mkdir()
+        for name in present:
+            (out / name).rename(out / MOVING / name)
+        (out / MOVING).rename(out / EARLIER)  # from here on the folder is the new run's
     try:
         yield
     except BaseException:
@@ -79,6 +81,10 @@ def _replacing_earlier_run(out: Path) -> Iterator[None]:
 
 def _settle(out: Path) -> None:
     """Decides between a run and the one put aside for it, also after a process that was killed in between."""
+    if (out / MOVING).exists():  # killed while it was put aside: the rest of it is in its place still
+        for part in (out / MOVING).iterdir():
+            part.rename(out / part.name)
+        (out / MOVING).rmdir()
     aside = out / EARLIER
     if not aside.exists():
         return

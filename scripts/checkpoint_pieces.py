@@ -199,7 +199,8 @@ def unpack(packed: Path, out: Path, row_file: str) -> list[Path]:
         if _digest(content) != run["sha256"]:
             raise InputError(f"{packed}: the pieces do not make {run['name']} as it was packed")
         folder = out / run["name"]
-        if run["row"] is not None and not (folder / row_file).exists():
+        # what a training that got no further wrote is not of this checkpoint; of weights beside a whole one it is
+        if run["row"] is not None and not (folder / LAST).exists():
             with replacing(folder / row_file) as temporary:
                 temporary.write_text(run["row"])
         with replacing(folder / place) as temporary:

@@ -113,7 +113,8 @@ class Training:
 
     def __init__(self, net: nn.Module, frames: Tensor, epochs: int, precision: Precision, seed: int) -> None:
         self.net, self.frames, self.epochs, self.precision, self.seed = net, frames, epochs, precision, seed
-        steps = len(frames) // BATCH
+        self.n_train = len(frames)
+        steps = self.n_train // BATCH
         self.optimizer = AdamW(net.parameters(), RATE, weight_decay=DECAY)
         self.schedule = OneCycleLR(self.optimizer, RATE, epochs=epochs, steps_per_epoch=steps)
         self.epoch, self.seconds = 0, 0.0
@@ -160,7 +161,8 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """What the training goes on from."""
         parts = {name: getattr(self, name).state_dict() for name in ("net", "optimizer", "schedule")}
-        return parts | {name: getattr(self, name) for name in ("epoch", "epochs", "seconds", "losses", "precision")}
+        numbers = ("epoch", "epochs", "seconds", "losses", "precision", "seed", "n_train")
+        return parts | {name: getattr(self, name) for name in numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from it.
@@ -168,7 +170,7 @@ class Training:
         Raises:
             InputError: It is of another training.
         """
-        for name in ("epochs", "precision"):
+        for name in ("epochs", "precision", "seed", "n_train"):
             if state[name] != getattr(self, name):
                 raise InputError(f"the checkpoint has {name} {state[name]}, not {getattr(self, name)}")
         for name in ("net", "optimizer", "schedule"):

@@ -1,5 +1,6 @@
 """Writes the tables of the README files from what is in results/: ``python scripts/make_tables.py``."""
 
+import argparse
 import json
 import re
 from collections.abc import Callable
@@ -133,5 +134,7 @@ def fill(file: str) -> str:
 
 
 if __name__ == "__main__":
-    for file in TABLES:
-        (ROOT / file).write_text(fill(file))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    for file, text in {file: fill(file) for file in TABLES}.items():  # all are made before any is written
+        (ROOT / file).write_text(text)

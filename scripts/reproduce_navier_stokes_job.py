@@ -44,7 +44,8 @@ class Job:
     def folder(self) -> str:
         """Its run folder in the output folder."""
         held_out = f"_validation_{self.validation}" * bool(self.validation)
-        return f"{self.row}_{self.epochs}_epochs_seed_{self.seed}{held_out}"
+        before = f"{self.first.epochs}_and_" if self.first else ""
+        return f"{self.row}_{before}{self.epochs}_epochs_seed_{self.seed}{held_out}"
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def furthest(rows: list[Row]) -> list[Row]:
         raise InputError(f"these rows were trained with --set {listed}: they do not belong into one table")
     best: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        key = tuple(row[k] for k in ("row", "epochs", "seed", "validation"))
+        key = (*(row[k] for k in ("row", "epochs", "seed", "validation")), row.get("epochs_of_first", 0))
         held = best.get(key)
         if held is None or (row["finished"], row["epochs_done"]) > (held["finished"], held["epochs_done"]):
             best[key] = row

@@ -14,6 +14,7 @@ where it exists. ``rows.jsonl`` gets a line for each training; what is there is 
 
 import copy
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from json_lines import read_rows
 from reproduce_training import build, fit_row, read_config
 from torch import Tensor
 
-from sciml_monarch.errors import InputError
+from sciml_monarch.errors import DivergedError, InputError
 from sciml_monarch.pde import MonarchFNO, n_parameters
 from sciml_monarch.pde.metrics import relative_l2
 from sciml_monarch.pde.readers import open_pairs
@@ -151,13 +152,19 @@ def train(job: Job, data: Path, epochs: int | None, device: int | None) -> dict[
     start = time.monotonic()
     with TemporaryDirectory() as folder:
         more = {"check_val_every_n_epoch": epochs}
-        trainer = fit_row(config, task, pairs, callbacks, Path(folder) / "run", epochs, device, more)
+        try:
+            trainer = fit_row(config, task, pairs, callbacks, Path(folder) / "run", epochs, device, more)
+            validation = trainer.callback_metrics["val/relative_l2"].item() if not job.tested else None
+        except DivergedError:
+            if job.tested:
+                raise
+            validation = math.inf  # a rate that is not chosen
     row = {key: value for key, value in job._asdict().items() if key != "tested"} | {"epochs": epochs}
     row |= {"n_parameters": n_parameters(task), "n_train": own["n_train"], "seconds": time.monotonic() - start}
     if job.tested:
         row["errors"] = test_errors(task.surrogate.eval(), *map(Path, own["test_paths"]))
     else:
-        row["validation"] = trainer.callback_metrics["val/relative_l2"].item()
+        row["validation"] = validation
     return row | provenance(torch.device("cpu" if device is None else f"cuda:{device}"))
 
 
@@ -172,10 +179,18 @@ def n_epochs(name: SetName, row: str, epochs: int | None) -> int:
 
 
 def chosen(rows: Sequence[dict[str, Any]], name: SetName, row: str, resolution: int, epochs: int) -> float:
-    """The learning rate of a row that is best on validation pairs; trainings of other lengths do not count."""
+    """The learning rate of a row that is best on validation pairs; trainings of other lengths do not count.
+
+    Raises:
+        InputError: None was finite.
+    """
     own, keys = (name, row, resolution, epochs), ("set", "row", "resolution", "epochs")
     tried = [found for found in rows if tuple(found[key] for key in keys) == own and "validation" in found]
-    return float(min(tried, key=lambda found: found["validation"])["learning_rate"])
+    errors_of_rates = {found["learning_rate"]: found["validation"] for found in tried}
+    finite = {rate: error for rate, error in errors_of_rates.items() if math.isfinite(error)}
+    if not finite:
+        raise InputError(f"every training of {name}, {row} diverged; give smaller --rates")
+    return float(min(finite, key=lambda rate: finite[rate]))
 
 
 def _work(jobs: Any, found: Any, data: Path, epochs: int | None, device: int | None) -> None:
@@ -239,7 +254,7 @@ def reproduce_walls(
         workers: Trainings at a time, each with one thread or on a GPU in turn.
 
     Raises:
-        InputError: There is no such set or row.
+        InputError: There is no such set, row or file of data.
     """
     if set not in get_args(SetName):
         raise InputError(f"there is no set {set}; sets are {', '.join(get_args(SetName))}")
@@ -248,6 +263,10 @@ def reproduce_walls(
     unknown = [name for name in names if name not in known]
     if unknown:
         raise InputError(f"there are no rows {unknown}; rows are {', '.join(known)}")
+    n = resolution or RESOLUTIONS[set]
+    files = [data / f"{set}_{part}.pt" for part in (f"train_{n}", f"test_{n}", f"test_{2 * n}")]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise InputError(f"{data}: lacks {', '.join(missing)}; the head of this program says where they come from")
     out.mkdir(parents=True, exist_ok=True)
 
     def done() -> list[dict[str, Any]]:
@@ -258,7 +277,6 @@ def reproduce_walls(
         have = {(*(row[key] for key in keys), "errors" in row, row["epochs"]) for row in done()}
         return [job for job in jobs if (*job, n_epochs(set, job.row, epochs)) not in have]
 
-    n = resolution or RESOLUTIONS[set]
     _run(
         left([Job(set, name, n, rate, seeds[0], False) for name in names for rate in rates]), out, data, epochs, workers
     )

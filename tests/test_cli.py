@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import yaml
 
 from sciml_monarch import load
 from sciml_monarch.cli import main
+from sciml_monarch.training import check_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CPU = [
@@ -215,8 +217,6 @@ def test_the_module_and_the_scripts_are_the_same_program():
 
 def spoil(kind, folder, tmp_path):
     """A copy of the data set that is wrong in one way."""
-    import shutil
-
     import h5py
     import numpy as np
     import scipy.io
@@ -361,8 +361,6 @@ def test_overwriting_with_a_mistake_keeps_the_earlier_run(vorticity_folder, tmp_
 
 
 def test_resuming_from_what_is_no_checkpoint_of_this_run(run, vorticity_folder, tmp_path, capsys):
-    import shutil
-
     def resume(content, *options):
         out = tmp_path / str(len(list(tmp_path.iterdir())))
         shutil.copytree(run, out)
@@ -426,9 +424,17 @@ def test_evaluation_on_trajectories_of_the_training_is_refused(run, vorticity_fo
     assert json.loads((tmp_path / "yes/metrics.json").read_text())[0]["n_test"] == 2
 
 
-def test_an_earlier_run_comes_back_after_its_successor_was_killed(run, vorticity_folder, tmp_path, capsys):
-    import shutil
+def test_an_earlier_run_is_whole_after_a_kill_while_it_was_put_aside(run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run, out)
+    files = sorted(path.relative_to(out) for path in out.rglob("*"))
+    (out / ".earlier_in_part").mkdir()
+    (out / "checkpoints").rename(out / ".earlier_in_part/checkpoints")
+    check_folder(out, resume=True, overwrite=False)
+    assert sorted(path.relative_to(out) for path in out.rglob("*")) == files
 
+
+def test_an_earlier_run_comes_back_after_its_successor_was_killed(run, vorticity_folder, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(run, out / ".earlier")
     (out / "csv").mkdir()  # what the killed run left, before its first checkpoint

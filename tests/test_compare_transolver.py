@@ -87,6 +87,10 @@ def test_a_training_that_was_stopped_goes_on_and_is_tested_at_its_end(program, c
     assert torch.load(tmp_path / "parts/last.ckpt", weights_only=True)["schedule"]["last_epoch"] == 8
     with pytest.raises(InputError, match="the checkpoint has epochs 4, not 5"):
         row(tmp_path / "parts", epochs=5)
+    with pytest.raises(InputError, match="the checkpoint has seed 0, not 1"):
+        row(tmp_path / "parts", seed=1)
+    with pytest.raises(InputError, match="the checkpoint has n_train 4, not 2"):
+        row(tmp_path / "parts", n_train=2)
     half = row(tmp_path / "half", precision="bf16")
     assert half["train_loss"][0] == pytest.approx(whole["train_loss"][0], rel=0.05)
     assert half["relative_l2"] != whole["relative_l2"]

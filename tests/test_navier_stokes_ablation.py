@@ -16,7 +16,7 @@ TINY = [
     "data.init_args.loader={val_steps: null, test_steps: null}",
     "model.init_args.net.init_args={in_channels: 3, width: 4, n_modes: [4, 4], grid: [16, 16], n_layers: 1}",
 ]
-FIRST, LATER = "residual_single_step_1e-5_4_epochs_seed_0", "residual_fine_tuned_1e-5_1_epochs_seed_0"
+FIRST, LATER = "residual_single_step_1e-5_4_epochs_seed_0", "residual_fine_tuned_1e-5_4_and_1_epochs_seed_0"
 
 
 @pytest.fixture(scope="module")

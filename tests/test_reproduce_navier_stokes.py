@@ -259,6 +259,11 @@ def test_checkpoints_in_pieces_come_back_exactly(program, pieces, trained, data,
     assert program.rows_in(out)[0]["relative_l2"] == program.rows_in(trained)[0]["relative_l2"]
     with pytest.raises(InputError, match=f"has checkpoints of {name} already"):
         pieces.unpack(packed, out, program.ROW)
+    # a training that began elsewhere and got to no checkpoint leaves a row that is not of this one
+    (out / name / LAST).unlink()
+    (out / name / program.ROW).write_text('{"finished": false}')
+    pieces.unpack(packed, out, program.ROW)
+    assert (out / name / program.ROW).read_bytes() == (trained / name / program.ROW).read_bytes()
     # packed again into the same folder, in fewer pieces
     pieces.pack(trained, packed, program.ROW, rows=["fno_1e-5"])
     assert sorted(file.name for file in packed.iterdir()) == ["manifest.json", "piece_000"]

@@ -102,12 +102,26 @@ def test_the_rate_is_chosen_by_validation_and_what_is_there_is_left_out(program,
     program.reproduce_walls(data, "darcy", tmp_path, ["fno"], rates=(2e-3,), seeds=(0,), epochs=5)  # another training
     assert asked == [[("darcy", "fno", 16, 2e-3, 0, False)], [("darcy", "fno", 16, 2e-3, 0, True)]]
     asked.clear()
-    program.reproduce_walls(data, "burgers_walls", tmp_path, ["fno"], rates=(2e-3,), seeds=(0,))  # another set
-    assert asked == [[("burgers_walls", "fno", 128, 2e-3, 0, False)], [("burgers_walls", "fno", 128, 2e-3, 0, True)]]
+    program.reproduce_walls(data, "burgers_walls", tmp_path, ["fno"], 32, (2e-3,), (0,))  # another set
+    assert asked == [[("burgers_walls", "fno", 32, 2e-3, 0, False)], [("burgers_walls", "fno", 32, 2e-3, 0, True)]]
     with pytest.raises(InputError, match="there are no rows"):
         program.reproduce_walls(data, "darcy", tmp_path, ["unet"])
     with pytest.raises(InputError, match="there is no set"):
         program.reproduce_walls(data, "stokes", tmp_path)
+    with pytest.raises(InputError, match=r"lacks darcy_train_16\.pt, darcy_test_16\.pt, darcy_test_32\.pt"):
+        program.reproduce_walls(tmp_path, "darcy", tmp_path)
+
+
+def test_a_rate_that_diverges_is_not_chosen(program, data, few_pairs):
+    diverged = program.train(program.Job("darcy", "fno", 16, 1e30, 0, False), data, 2, None)
+    assert diverged["validation"] == float("inf")
+    rows = [json.loads(json.dumps(diverged)), diverged | {"learning_rate": 1e-3, "validation": 0.3}]
+    for order in (rows, rows[::-1]):
+        assert program.chosen(order, "darcy", "fno", 16, 2) == 1e-3
+    with pytest.raises(InputError, match="every training of darcy, fno diverged"):
+        program.chosen(rows[:1], "darcy", "fno", 16, 2)
+    with pytest.raises(InputError, match="the loss is"):
+        program.train(program.Job("darcy", "fno", 16, 1e30, 0, True), data, 2, None)
 
 
 def training(row, rate, seed, error, n=16):

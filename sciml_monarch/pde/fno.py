@@ -101,7 +101,7 @@ class FNO(Operator):
 
 
 def padded(grid: Sequence[int], padding: float) -> tuple[int, ...]:
-    """Points per axis with a share of them appended, which is the same share of the domain on every grid."""
+    """Points per axis with a share of them appended: that of the domain on every grid where it is whole points."""
     return tuple(n + round(padding * n) for n in grid)
 
 
@@ -159,8 +159,8 @@ class MonarchFNO(Operator):
             the former rings at the ends.
 
     Raises:
-        InputError: An axis keeps more modes than it has points, ``padding`` is not between 0 and 1, or there is no such
-            interpolation.
+        InputError: An axis keeps more modes than it has points, ``padding`` is not between 0 and 1, or there is no
+            layer or no such interpolation.
     """
 
     def __init__(
@@ -190,6 +190,8 @@ class MonarchFNO(Operator):
         # left out by default: checkpoints of before there was this option are of the same network
         config |= {} if mixing is None else {"mixing": dict(mixing)}
         config |= {} if interpolation == "fourier" else {"interpolation": interpolation}
+        if n_layers < 1:
+            raise InputError(f"n_layers is {n_layers}; it must be 1 or more")
         super().__init__(config | _padding_option(padding))
         self.padding = padding
         d = len(grid)
