@@ -220,6 +220,17 @@ def test_layers_cannot_be_replaced_in_a_training_with_soap():
         check_optimizers([Soap({nn.Parameter(torch.eye(3)): "rows"}, [])])
 
 
+@pytest.mark.cuda
+def test_a_step_on_a_gpu_is_that_on_a_cpu():
+    steps = gradients((6, 6))
+    start = torch.randn(6, 6, dtype=torch.float64)
+    found = []
+    for device in ("cpu", "cuda"):
+        parameter = nn.Parameter(start.to(device))
+        found.append(train(Soap({parameter: "rows"}, [], 0.01), parameter, [g.to(device) for g in steps]).cpu())
+    torch.testing.assert_close(*found, rtol=1e-7, atol=1e-9)
+
+
 def test_the_shipped_row_changes_the_optimizer_alone():
     task, _, values = build(CONFIGS / "navier_stokes/residual_soap_1e-5.yaml")
     _, _, base = build(CONFIGS / "navier_stokes/residual_1e-5.yaml")
