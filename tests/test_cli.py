@@ -332,14 +332,23 @@ def test_an_interrupted_training_can_be_resumed(name, vorticity_folder, tmp_path
         str(out),
         *CPU,
     ]
-    process = subprocess.Popen([*command, "--trainer.max_epochs", "100000"], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 90
-    while not (out / "checkpoints/last.ckpt").is_file():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(getattr(signal, name))
-    _, text = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        [*command, "--trainer.max_epochs", "100000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # where the tests run in the background of a shell, SIGINT is ignored, which processes inherit
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not (out / "checkpoints/last.ckpt").is_file():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(getattr(signal, name))
+        _, text = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, text
     assert text.rstrip().endswith("sciml-monarch train: interrupted")
     done = torch.load(out / "checkpoints/last.ckpt", weights_only=True)["epoch"]
