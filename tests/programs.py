@@ -1,6 +1,7 @@
 """The programs of scripts/ in the tests' process."""
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,11 @@ def script(name):
     finally:
         sys.path.remove(str(scripts))
     return module
+
+
+def heed_interrupts():
+    """For a process to begin with: in the background of a shell SIGINT is ignored, which processes inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Inline:

@@ -13,6 +13,7 @@ import yaml
 from sciml_monarch import load
 from sciml_monarch.cli import main
 from sciml_monarch.training import check_folder
+from tests.programs import heed_interrupts
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CPU = [
@@ -336,8 +337,7 @@ def test_an_interrupted_training_can_be_resumed(name, vorticity_folder, tmp_path
         [*command, "--trainer.max_epochs", "100000"],
         stderr=subprocess.PIPE,
         text=True,
-        # where the tests run in the background of a shell, SIGINT is ignored, which processes inherit
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
     )
     try:
         deadline = time.monotonic() + 90

@@ -30,6 +30,7 @@ from sciml_monarch.mri.unet import UNet
 from sciml_monarch.mri.varnet import VarNet
 from sciml_monarch.mri.writing import write_ismrmrd, write_npy, write_skmtea
 from tests.mri.scans import make_scan, write_scan
+from tests.programs import heed_interrupts
 
 FILE = CoilMaps(source="file")
 MAPS = CoilMaps(kernel=4)
@@ -522,7 +523,8 @@ def test_an_interruption_leaves_no_half_written_files(scan_folder, tmp_path):
     command = [sys.executable, "-m", "sciml_monarch", "reconstruct", source, "--out", out, "--method", "l1_wavelet"]
     command += ["--n_iterations", "100", "--maps.kernel", "4", "--nifti", "false", "--device", "cpu"]
     root = Path(__file__).parents[2]
-    process = subprocess.Popen(list(map(str, command)), cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    process = subprocess.Popen(list(map(str, command)), cwd=root, preexec_fn=heed_interrupts, **pipes)
     try:
         limit = time.monotonic() + 60
         while not (out / "a.h5").exists() and process.poll() is None and time.monotonic() < limit:
