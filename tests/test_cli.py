@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from sciml_monarch import load
-from sciml_monarch.cli import main
+from sciml_monarch import InputError, load
+from sciml_monarch.cli import call, main
 from sciml_monarch.training import check_folder
 from tests.programs import heed_interrupts
 
@@ -431,6 +431,29 @@ def test_evaluation_on_trajectories_of_the_training_is_refused(run, vorticity_fo
     assert not (tmp_path / "no").exists()
     assert main([*command, "--out", str(tmp_path / "yes")]) == 0
     assert json.loads((tmp_path / "yes/metrics.json").read_text())[0]["n_test"] == 2
+
+
+def test_a_run_folder_in_place_of_its_network_is_told_apart(run):
+    with pytest.raises(InputError, match=r"lacks config\.json; give .*checkpoints/last\.ckpt"):
+        load(run)
+
+
+@pytest.mark.parametrize(
+    ("started", "shown"),
+    [
+        ("/bin/sciml-monarch", "sciml-monarch evaluate"),
+        ("a/__main__.py", "sciml-monarch evaluate"),
+        ("b/own.py", "own.py"),
+    ],
+)
+def test_help_shows_the_program_that_was_started(started, shown, monkeypatch, capsys):
+    def evaluate_mri(out: Path = Path()):
+        """Does nothing."""
+
+    monkeypatch.setattr(sys, "argv", [started])
+    with pytest.raises(SystemExit):
+        call(evaluate_mri, ["--help"])
+    assert capsys.readouterr().out.startswith(f"usage: {shown} [")
 
 
 def test_an_earlier_run_is_whole_after_a_kill_while_it_was_put_aside(run, tmp_path):

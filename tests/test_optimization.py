@@ -1,4 +1,4 @@
-"""Muon: its step, which parameters it takes, and trainings with it."""
+"""Muon: its step, which parameters it takes, and trainings with it and with SOAP."""
 
 from copy import deepcopy
 
@@ -291,7 +291,9 @@ def test_a_stopped_training_resumes_exactly(vorticity_folder, tmp_path):
     assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
-@pytest.mark.parametrize(("first", "second"), [("adam", "muon"), ("muon", "adam")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("adam", "muon"), ("muon", "adam"), ("muon", "soap"), ("soap", "muon"), ("soap", "adam")]
+)
 def test_going_on_with_the_other_optimizer_is_refused(first, second, vorticity_folder, tmp_path):
     def train(optimizer, epochs, **options):
         task = PDETask(monarch(), Optimization(optimizer=optimizer))
@@ -313,21 +315,23 @@ def test_a_copy_steps_as_the_original_does():
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(copies, [bias, matrix], strict=True))
 
 
-@pytest.mark.parametrize("make", [residual, monarch])
-def test_a_few_epochs_lower_the_loss(make, vorticity_folder, tmp_path):
+@pytest.mark.parametrize(("optimizer", "last"), [("muon", 6), ("soap", 8)])
+@pytest.mark.parametrize("make", [residual, monarch, lambda: FNO(3, 1, 4, (4, 4), n_layers=2)])
+def test_a_few_epochs_lower_the_loss(make, optimizer, last, vorticity_folder, tmp_path):
     losses = []
-    for epochs in (1, 6):
-        task = PDETask(make(), Optimization(learning_rate=1e-2, optimizer="muon"))
+    for epochs in (1, last):
+        task = PDETask(make(), Optimization(learning_rate=1e-2, optimizer=optimizer))
         options = CPU | {"max_epochs": epochs, "gradient_clip_val": 1.0}
         trainer = fit(task, data(vorticity_folder), tmp_path / str(epochs), trainer_options=options)
         losses.append(trainer.callback_metrics["train/loss"].item())
     assert losses[1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "soap"])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_half_precision_trains(precision, vorticity_folder, tmp_path):
-    task = PDETask(monarch(), Optimization(optimizer="muon"))
-    fit(task, data(vorticity_folder), tmp_path, trainer_options=CPU | {"max_epochs": 1, "precision": precision})
+def test_half_precision_trains(precision, optimizer, vorticity_folder, tmp_path):
+    task = PDETask(monarch(), Optimization(optimizer=optimizer))
+    fit(task, data(vorticity_folder), tmp_path, trainer_options=CPU | {"max_epochs": 2, "precision": precision})
     assert all(torch.isfinite(p).all() for p in task.parameters())
 
 

@@ -143,6 +143,11 @@ def test_padding_breaks_the_period_and_is_a_share_of_the_points(make):
         make(1.5)
 
 
+def test_a_network_without_layers_is_refused():
+    with pytest.raises(InputError, match="n_layers is 0"):
+        MonarchFNO(1, 1, 4, (4,), (8,), n_layers=0)
+
+
 def test_rollout_feeds_predictions_back():
     net = MonarchFNO(3, 1, 4, (4, 4), (8, 8), n_layers=1)
     history = torch.randn(2, 3, 1, 8, 8)
