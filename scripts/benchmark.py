@@ -163,7 +163,7 @@ def benchmark(
     Args:
         out: JSON file for the results, written after every row; the picture lies beside it.
         device: auto, cpu or cuda.
-        only: Measure only rows in whose work, method or package one of these words occurs.
+        only: Measure only rows in whose work, method, package or precision one of these words occurs.
         skip: Leave out rows in which one of these words occurs, "compiled" for example.
         quick: Tiny works, one run each: does every row run?
         tune: Instead, time every candidate configuration of every kernel at the shapes of the table and write the
@@ -293,7 +293,7 @@ def measure_from(
 
 
 def _occurs(words: list[str], work: Work, method: Method) -> bool:
-    return any(word in f"{work.name} {method.name} {method.package}" for word in words)
+    return any(word in f"{work.name} {method.name} {method.package} {method.precision}" for word in words)
 
 
 def _described(work: Work, method: Method) -> dict[str, Any]:
