@@ -99,15 +99,10 @@ TABLES["results/walls/README.md"] = {
     for name in walls.TITLES
 }
 TABLES["results/speed_h200/README.md"] = {
-    "targets": partial(
-        fast.targets, *(f"speed_h200/{kind}.json" for kind in ("spectral", "fno", "fno_before", "linear"))
-    ),
+    "targets": partial(fast.targets, *(f"speed_h200/{kind}.json" for kind in ("spectral", "fno", "linear"))),
     "products": partial(fast.products, "speed_h200/compare_products.json"),
     "pointwise": partial(fast.pointwise, "speed_h200/compare_pointwise.json"),
-    **{
-        kind: partial(fast.works, f"speed_h200/{kind}.json")
-        for kind in ("spectral", "fno", "fno_before", "linear", "transform")
-    },
+    **{kind: partial(fast.works, f"speed_h200/{kind}.json") for kind in ("spectral", "fno", "linear", "transform")},
     "sweep": partial(fast.sweep, "speed_h200/sweep.json"),
 }
 TABLES["results/mri_few_slices/README.md"] |= {

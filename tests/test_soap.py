@@ -196,7 +196,7 @@ def test_a_step_on_a_gpu_is_that_on_a_cpu():
     start = torch.randn(6, 6, dtype=torch.float64)
     found = []
     for device in ("cpu", "cuda"):
-        parameter = nn.Parameter(start.to(device))
+        parameter = nn.Parameter(start.to(device, copy=True))
         found.append(train(Soap({parameter: "rows"}, [], 0.01), parameter, [g.to(device) for g in steps]).cpu())
     torch.testing.assert_close(*found, rtol=1e-7, atol=1e-9)
 

@@ -41,7 +41,7 @@ def apply_perceptron(module: nn.Module, x: Tensor) -> Tensor:
 
 def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
     """Applies a linear map of the channels to fields ``(b, channels, *grid)``."""
-    if linear_asked() and is_plain_map(module):
+    if is_plain_map(module) and linear_asked(x, module.weight):
         return pointwise_linear(x, module.weight[..., 0], bias=module.bias)
     return module(x.flatten(2)).unflatten(2, x.shape[2:])
 

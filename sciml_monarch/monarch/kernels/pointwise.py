@@ -3,12 +3,14 @@
 import torch
 from torch import Tensor
 
-from sciml_monarch.monarch.kernels.backend import backend, wants_triton
+from sciml_monarch.monarch.kernels.backend import backend, is_replayed, wants_triton
 
 MOST_CHANNELS = 128
 MOST_WEIGHTS = 64 * 128  # padded: what a multiprocessor holds next to a tile of fields
 MOST_OUTPUTS = 16  # of a perceptron
-TIMED = (32, 128, 1)  # channels of a perceptron, padded but the last
+# what `auto` takes, timed on an H200 (results/speed_h200/compare_pointwise.json), channels padded but the last ones
+TIMED_PERCEPTRONS = ((32, 128, 1), (64, 128, 1))
+MOST_TIMED = 64  # channels of a linear map
 
 
 def padded(n: int) -> int:
@@ -27,17 +29,29 @@ def perceptron_fits(w1: Tensor, w2: Tensor) -> bool:
     return linear_fits(w1) and len(w2) <= MOST_OUTPUTS
 
 
-def linear_asked() -> bool:
-    """Whether the kernel was asked for; ``auto`` leaves it out until it has been timed on a GPU."""
-    return backend() == "triton"
+def linear_asked(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel was asked for, or ``auto`` takes it.
+
+    The GPU takes less time for it at all sizes that were timed; the processor takes longer to begin it, so that outside
+    of a CUDA graph it is for fields as large as those for which convolutions take theirs.
+
+    Args:
+        x: Fields ``(b, i, *grid)``.
+        weight: ``(o, i, ...)``.
+    """
+    if backend() != "auto":
+        return backend() == "triton"
+    if not x.is_cuda or x.dtype != torch.float32 or max(map(padded, weight.shape[:2])) > MOST_TIMED:
+        return False
+    return is_replayed() or (not torch.compiler.is_compiling() and x.numel() >= 2**26)
 
 
 def perceptron_asked(x: Tensor, w1: Tensor, w2: Tensor) -> bool:
-    """Whether kernels were asked for, or ``auto`` takes them: what was timed on an H200 (``results/speed_h200/``)."""
+    """Whether kernels were asked for, or ``auto`` takes them."""
     if backend() != "auto":
         return backend() == "triton"
     sizes = padded(w1.shape[1]), padded(w1.shape[0]), len(w2)
-    return x.is_cuda and x.dtype == torch.float32 and sizes == TIMED
+    return x.is_cuda and x.dtype == torch.float32 and sizes in TIMED_PERCEPTRONS
 
 
 def wants_linear(x: Tensor, weight: Tensor, was_asked: bool) -> bool:

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import conv1d, gelu
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.kernels.backend import use_backend
-from sciml_monarch.monarch.kernels.pointwise import perceptron_fits
+from sciml_monarch.monarch.kernels.pointwise import perceptron_asked, perceptron_fits
 from sciml_monarch.pde import pointwise
 from sciml_monarch.pde.pointwise import pointwise_mlp
 from tests.helpers import TOLERANCE, needs_triton, randn, relative_error
@@ -168,6 +169,18 @@ def test_sizes_that_fit():
     ):
         w1, w2 = torch.empty(hidden, inputs), torch.empty(outputs, hidden)
         assert perceptron_fits(w1, w2) == taken
+
+
+def test_auto_takes_the_kernels_where_they_were_timed():
+    def asked(inputs, hidden, outputs=1, **kind):
+        with FakeTensorMode():
+            x = torch.empty(16, inputs, 4096, **({"device": "cuda"} | kind))
+            return perceptron_asked(x, torch.empty(hidden, inputs), torch.empty(outputs, hidden))
+
+    assert all(asked(inputs, 128) for inputs in (20, 32, 48, 64))
+    assert not any(asked(*sizes) for sizes in ((16, 128), (65, 128), (32, 64), (32, 129), (32, 128, 2)))
+    assert not asked(32, 128, device="cpu")
+    assert not asked(32, 128, dtype=torch.bfloat16)
 
 
 @needs_triton

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import conv1d, gelu
 
-from sciml_monarch.monarch.kernels.backend import use_backend
-from sciml_monarch.monarch.kernels.pointwise import linear_fits
+from sciml_monarch.monarch.kernels.backend import replayed, use_backend
+from sciml_monarch.monarch.kernels.pointwise import linear_asked, linear_fits
 from sciml_monarch.pde import pointwise
 from sciml_monarch.pde.pointwise import pointwise_linear
 from tests.helpers import TOLERANCE, let_the_compiler_learn_torch, needs_triton, randn, relative_error
@@ -154,6 +155,29 @@ def test_sizes_that_fit():
     sizes = {(64, 128): True, (128, 64): True, (128, 16): True, (65, 128): False, (16, 129): False}
     for shape, taken in sizes.items():
         assert linear_fits(torch.empty(shape)) == taken
+
+
+def asked(points=4096, width=32, outputs=32, kind="cuda", dtype=torch.float32):
+    with FakeTensorMode():
+        x, weight = torch.empty(16, width, points, device=kind, dtype=dtype), torch.empty(outputs, width, 1)
+        return linear_asked(x, weight)
+
+
+def test_auto_takes_the_kernel_where_it_was_timed():
+    with replayed():
+        assert asked()
+        assert asked(width=12)
+        assert asked(width=64, outputs=64)
+        assert not asked(width=65)
+        assert not asked(outputs=65)
+        assert not asked(kind="cpu")
+        assert not asked(dtype=torch.bfloat16)
+        with use_backend("torch"):
+            assert not asked()
+    assert not asked()
+    assert asked(points=2**17)
+    with use_backend("triton"):
+        assert asked(kind="cpu")
 
 
 @needs_triton
