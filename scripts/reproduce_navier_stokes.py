@@ -5,6 +5,7 @@
     python scripts/reproduce_navier_stokes.py table runs/navier_stokes/rows.jsonl
     python scripts/reproduce_navier_stokes.py pack runs/navier_stokes --out packed
     python scripts/reproduce_navier_stokes.py unpack packed --out runs/navier_stokes
+    python scripts/reproduce_navier_stokes.py share runs/navier_stokes --out results/checkpoints
 
 Each YAML in configs/navier_stokes is a row. ``train`` trains those of the paper's table, or ``--rows``, each with its
 seeds, ``--per_gpu`` side by side on every GPU, the longest first. It simulates the data sets that are missing, stops
@@ -40,6 +41,7 @@ from reproduce_navier_stokes_job import (
     simulate_job,
     train_job,
 )
+from reproduce_navier_stokes_share import share
 from reproduce_navier_stokes_table import NAMES, seeds_of, table
 from reproduce_runner import Outcome, run_jobs, slots
 from reproduce_training import check_settings, read_config
@@ -296,6 +298,12 @@ def main() -> None:
     step.add_argument("packed", type=Path, help="what pack wrote")
     step.add_argument("--out", type=Path, required=True, help="output folder of train")
     step.set_defaults(run=lambda a: unpack(a.packed, a.out, ROW))
+    step = steps.add_parser("share", help="tested networks as folders with safetensors and a model card")
+    step.add_argument("runs", type=Path, help="output folder of train, or of unpack")
+    step.add_argument("--out", type=Path, required=True, help="folder for a folder a row")
+    step.add_argument("--rows", nargs="+", help="default: all that are tested")
+    step.add_argument("--seed", type=int, default=0, help="of several trainings of a row the one to share")
+    step.set_defaults(run=lambda a: share(a.runs, a.out, a.rows, a.seed))
     arguments = parser.parse_args()
     raise SystemExit(guarded("reproduce_navier_stokes", lambda: arguments.run(arguments)))
 

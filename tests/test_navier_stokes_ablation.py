@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from sciml_monarch import load
+from sciml_monarch.pde import relative_l2
+from sciml_monarch.pde.readers import open_trajectories
 from tests.programs import Inline, script
+from tests.test_configs import CONFIGS
 from tests.test_reproduce_navier_stokes import LAST, arguments, row_of
 
 TINY = [
@@ -101,3 +105,41 @@ def test_changes_are_compared_at_equal_epochs_and_seeds(tables):
     assert "| no normalisation | 1,000 | 1 | 0.2000 |  |" in tested
     assert "| no normalisation | 1,000 | 1 | 0.3000 |  |" in short
     assert tables.ablation([row_of(base, 0, done=30)]) == ""
+
+
+@pytest.mark.parametrize("n_history", [1, 2, 4])
+@pytest.mark.parametrize("n_train", [1000, 900])
+def test_epochs_of_short_histories_have_as_many_batches_as_others(program, n_history, n_train):
+    config = sys.modules["reproduce_training"].read_config(
+        CONFIGS / f"navier_stokes/residual_history_{n_history}_1e-5.yaml"
+    )
+    data = config["data"]["init_args"]
+    assert (data["n_history"], data["loader"]["known_frames"]) == (n_history, 10)
+    n_windows = n_train * (20 - n_history - data["n_steps"] + 1)
+    batches = n_windows // data["batch_size"]
+    assert int(batches * config["trainer"]["limit_train_batches"]) == n_train // data["batch_size"]
+
+
+@pytest.mark.slow
+def test_a_network_that_sees_one_frame_trains_on_all_windows_and_is_tested_on_the_same_frames(
+    program, vorticity_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("torch.multiprocessing.get_context", lambda kind: Inline())
+    (tmp_path / "navier_stokes_1e-5").symlink_to(vorticity_folder)
+    settings = [
+        "data.init_args={n_train: 4, n_test: 2, n_steps: 2, batch_size: 2}",
+        "data.init_args.loader={known_frames: 3}",
+        "model.init_args.net.init_args={width: 4, n_modes: [4, 4], grid: [16, 16], n_layers: 1}",
+        "trainer.limit_train_batches=0.5",
+    ]
+    out = tmp_path / "runs"
+    program.train(arguments(tmp_path, out, rows=["residual_history_1_1e-5"], epochs=2, set=settings))
+    (row,) = program.read_rows(out / "rows.jsonl")
+    assert (row["finished"], row["n_history"], row["epochs"]) == (True, 1, 2)
+    checkpoint = torch.load(out / "residual_history_1_1e-5_2_epochs_seed_0" / LAST, weights_only=True)
+    assert checkpoint["global_step"] == 2 * 4  # of 4 trajectories with 4 windows each half, two at a time
+    network = load(out / "residual_history_1_1e-5_2_epochs_seed_0" / LAST)
+    source = open_trajectories(vorticity_folder)
+    frames = torch.stack([source.read(i, 2, 5) for i in (8, 9)])
+    error = relative_l2(network.rollout(frames[:, :1], 2), frames[:, 1:]).mean().item()
+    assert error == pytest.approx(row["relative_l2"], rel=1e-5)

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sciml_monarch import InputError, load
+from sciml_monarch.pde import n_parameters
 from sciml_monarch.pde.readers import open_trajectories
 from tests.programs import Inline, script
 
@@ -22,6 +23,7 @@ TINY = [
     "model.init_args.net.init_args={in_channels: 3, width: 4, n_modes: [4, 4]}",
 ]
 LAST = "checkpoints/last.ckpt"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 @pytest.fixture(scope="module")
@@ -431,3 +433,29 @@ def test_nothing_begins_after_a_job_has_stopped_for_the_time(runner, capsys):
     )
     assert (outcome.paused, outcome.is_late, outcome.errors()) == ({"long"}, True, [])
     assert "time is up; run again for next" in capsys.readouterr().out
+
+
+def test_tested_networks_are_shared_with_what_they_were_tested_to(program, trained, tmp_path):
+    (folder,) = program.share(trained, tmp_path / "shared", ["fno_1e-5"])
+    assert folder == tmp_path / "shared/fno_1e-5"
+    ours, theirs = (load(path).state_dict() for path in (folder, trained / "fno_1e-5_3_epochs_seed_0" / LAST))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    (row,) = program.read_rows(trained / "rows.jsonl")
+    text = (folder / "README.md").read_text()
+    assert f"mean over 2 test trajectories: **{row['relative_l2']:.4f}**" in text
+    assert "6 trajectories, 3 epochs, seed 0" in text
+    assert program.share(trained, tmp_path / "all") == [tmp_path / "all/fno_1e-5"]
+    with pytest.raises(InputError, match=r"holds no tested network of seed 0 of monarch_fno_1e-5$"):
+        program.share(trained, tmp_path / "none", ["fno_1e-5", "monarch_fno_1e-5"])
+    with pytest.raises(InputError, match=r"holds no tested network of seed 1$"):
+        program.share(trained, tmp_path / "none", seed=1)
+    assert not (tmp_path / "none").exists()
+
+
+def test_networks_that_are_shared_are_those_of_the_table(program):
+    rows = {row["row"]: row for row in program.read_rows(RESULTS / "navier_stokes/rows.jsonl") if row["seed"] == 0}
+    folders = sorted((RESULTS / "checkpoints").iterdir())
+    assert folders
+    for folder in folders:
+        assert n_parameters(load(folder)) == rows[folder.name]["n_parameters"]
+        assert f"**{rows[folder.name]['relative_l2']:.4f}**" in (folder / "README.md").read_text()

@@ -101,7 +101,7 @@ class TrajectoryData(L.LightningDataModule):
             n_history=self.n_history,
             n_steps=self.n_steps,
             attributes=dict(source.attributes),
-            split={"n_trajectories": source.n_trajectories, "n_test": self.n_test},
+            split={"n_trajectories": source.n_trajectories, "n_test": self.n_test, "known_frames": self._n_known()},
         )
 
     def setup(self, stage: str | None = None) -> None:
@@ -118,11 +118,11 @@ class TrajectoryData(L.LightningDataModule):
             source = self.source
             n_total = source.n_trajectories
             first_val = n_total - self.n_test - self.n_val
-            starts = 1
+            starts, first = 1, self._n_known() - self.n_history
             if self.loader.windows == "all":
-                starts = source.n_times - self.n_history - self.n_steps + 1
+                starts, first = source.n_times - self.n_history - self.n_steps + 1, 0
             self._parts = {
-                "train": self._windows(range(self.n_train), self.n_steps, starts),
+                "train": self._windows(range(self.n_train), self.n_steps, starts, first),
                 "val": self._windows(range(first_val, first_val + self.n_val), self._n_val_steps()),
                 "test": self._windows(range(first_val + self.n_val, n_total), self._n_test_steps()),
             }
@@ -185,8 +185,12 @@ class TrajectoryData(L.LightningDataModule):
             windows.preload()
         return windows
 
-    def _windows(self, trajectories: range, n_steps: int, n_starts: int = 1) -> Windows:
-        return Windows(self.source, trajectories, self.n_history, n_steps, n_starts, self.loader.stride)
+    def _windows(self, trajectories: range, n_steps: int, n_starts: int = 1, first: int | None = None) -> Windows:
+        first = self._n_known() - self.n_history if first is None else first
+        return Windows(self.source, trajectories, self.n_history, n_steps, n_starts, self.loader.stride, first)
+
+    def _n_known(self) -> int:
+        return self.n_history if self.loader.known_frames is None else self.loader.known_frames
 
     def _n_val_steps(self) -> int:
         return self.n_steps if self.loader.val_steps is None else self.loader.val_steps
@@ -202,14 +206,17 @@ class TrajectoryData(L.LightningDataModule):
                 f"{wanted} trajectories, but "
                 f"{source.path} has {source.n_trajectories}: the parts would overlap; lower one of them"
             )
+        known = self._n_known()
+        if known < self.n_history:
+            raise InputError(f"known_frames {known}: the network sees n_history {self.n_history} of them")
         n_steps = max(
             self.n_steps, self._n_val_steps() if self.n_val else 0, self._n_test_steps() if self.n_test else 0
         )
-        if self.n_history + n_steps > source.n_times:
+        if known + n_steps > source.n_times:
+            name = "n_history" if self.loader.known_frames is None else "known_frames"
             raise InputError(
-                f"n_history {self.n_history} + {n_steps} steps of roll-out need "
-                f"{self.n_history + n_steps} times, "
-                f"but {source.path} has {source.n_times}; lower n_history, n_steps, val_steps or test_steps"
+                f"{name} {known} + {n_steps} steps of roll-out need {known + n_steps} times, "
+                f"but {source.path} has {source.n_times}; lower {name}, n_steps, val_steps or test_steps"
             )
         if any(n % self.loader.stride for n in source.grid):
             raise InputError(

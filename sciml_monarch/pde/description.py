@@ -21,7 +21,8 @@ class Description:
         n_history: Frames that a network sees.
         n_steps: Frames that it was trained to predict by roll-out.
         attributes: Physical parameters of the data set (viscosity, seed, ...).
-        split: Its ``n_trajectories``, and the last ``n_test`` that training left alone; empty if unknown.
+        split: Its ``n_trajectories``, the last ``n_test`` that training left alone, and the ``known_frames`` behind
+            which these are predicted; what is unknown is not there.
     """
 
     fields: tuple[str, ...]

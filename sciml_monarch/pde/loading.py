@@ -31,6 +31,9 @@ class Loader:
         field: Read this field only; by default all fields of the file, as channels.
         windows: Train on the first window of each trajectory, as FNO's protocol has it, or on all. Validation
             and test use the first window in either case.
+        known_frames: Frames behind which validation and test predict, ``n_history`` by default. With more, a network
+            that looks at fewer frames is tested on the frames that others are tested on: the first window ends with
+            the last of the known frames, and all windows are those from the start of the trajectory on.
         test_steps: Frames to predict in the test, ``n_steps`` by default; more shows where a roll-out
             diverges.
         val_steps: Frames to predict in validation, ``n_steps`` by default; more validates roll-outs of a network that
@@ -49,6 +52,7 @@ class Loader:
     seed: int = 0
     drop_last: bool = False
     val_steps: int | None = None
+    known_frames: int | None = None
 
     def __post_init__(self) -> None:
         at_least(0, n_workers=self.n_workers)

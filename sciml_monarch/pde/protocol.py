@@ -91,7 +91,8 @@ def make_protocol(
     if n_steps is None and len(trained) > 1:
         raise InputError(f"the networks were trained on roll-outs of {sorted(trained)} steps; give n_steps")
     scored = n_steps or max(trained)
-    first = max(d.n_history for d in descriptions)
+    # of a network that sees few of the frames that its test has known, too, what comes behind these is predicted
+    first = max(d.split.get("known_frames", d.n_history) for d in descriptions)
     if first + scored > data.n_times:
         raise InputError(
             f"{data.path}: {data.n_times} times are too few for {first} known and {scored} predicted frames "

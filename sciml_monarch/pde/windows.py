@@ -23,8 +23,9 @@ class Windows(Dataset[Batch]):
         trajectories: Which ones.
         n_history: Frames in the first tensor of a batch.
         n_steps: Frames in the second, which follow on the first.
-        n_starts: Windows of a trajectory; they start at the frames 0, 1, ..., ``n_starts - 1``.
+        n_starts: Windows of a trajectory; they start at the frames ``first``, ``first + 1``, ....
         stride: Keep every ``stride``-th point of each axis.
+        first: Frame that the first window of a trajectory starts at.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Windows(Dataset[Batch]):
         n_steps: int,
         n_starts: int = 1,
         stride: int = 1,
+        first: int = 0,
     ) -> None:
         self.source = source
         self.trajectories = trajectories
@@ -42,6 +44,7 @@ class Windows(Dataset[Batch]):
         self.n_steps = n_steps
         self.n_starts = n_starts
         self.stride = stride
+        self.first = first
         self.n_frames = n_history + n_steps + n_starts - 1  # that any window of a trajectory uses
         self.shape = (len(source.fields), *(-(-n // stride) for n in source.grid))  # (c, *grid)
         self._frames: Tensor | None = None
@@ -51,14 +54,18 @@ class Windows(Dataset[Batch]):
         if self._frames is None:
             frames = torch.empty(len(self.trajectories), self.n_frames, *self.shape)
             for row, trajectory in enumerate(self.trajectories):
-                frames[row] = self.source.read(trajectory, 0, self.n_frames, self.stride)
+                frames[row] = self._read(trajectory, 0, self.n_frames)
             self._frames = frames
 
     def frames(self, row: int) -> Tensor:
         """All frames of the ``row``-th of the trajectories that windows use, ``(time, c, *grid)``."""
         if self._frames is not None:
             return self._frames[row]
-        return self.source.read(self.trajectories[row], 0, self.n_frames, self.stride)
+        return self._read(self.trajectories[row], 0, self.n_frames)
+
+    def _read(self, trajectory: int, start: int, stop: int) -> Tensor:
+        """Frames of a trajectory, counted from the first that any window uses."""
+        return self.source.read(trajectory, self.first + start, self.first + stop, self.stride)
 
     def __len__(self) -> int:
         return len(self.trajectories) * self.n_starts
@@ -83,7 +90,7 @@ class Windows(Dataset[Batch]):
         for row, index in enumerate(indices):
             which, start = divmod(index, self.n_starts)
             stop = start + self.n_history + self.n_steps
-            window = self.source.read(self.trajectories[which], start, stop, self.stride)
+            window = self._read(self.trajectories[which], start, stop)
             history[row], target[row] = window[: self.n_history], window[self.n_history :]
         return history, target
 

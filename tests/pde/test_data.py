@@ -108,6 +108,33 @@ class TestTrajectoryData:
         np.testing.assert_array_equal(target[:, :, 0].numpy(), WAVES[7:9, 3:8])
         assert next(iter(data.test_dataloader()))[1].shape[1] == 1
 
+    @both_ways
+    @pytest.mark.parametrize("windows", ["first", "all"])
+    def test_a_network_that_looks_at_fewer_frames_predicts_those_that_others_do(self, path, windows, preload):
+        data = trajectory_data(path, n_history=1, known_frames=3, windows=windows, preload=preload)
+        for part, trajectories in ((data.val_dataloader(), slice(7, 9)), (data.test_dataloader(), slice(9, 12))):
+            ((history, target),) = part
+            np.testing.assert_array_equal(history[:, :, 0].numpy(), WAVES[trajectories, 2:3])
+            np.testing.assert_array_equal(target[:, :, 0].numpy(), WAVES[trajectories, 3:5])
+        found = []
+        for history, target in data.train_dataloader():
+            for (trajectory, start), h, t in zip(identify(history), history, target, strict=True):
+                np.testing.assert_array_equal(h[:, 0].numpy(), WAVES[trajectory, start : start + 1])
+                np.testing.assert_array_equal(t[:, 0].numpy(), WAVES[trajectory, start + 1 : start + 3])
+                found.append((trajectory, start))
+        starts = range(T - 2) if windows == "all" else [2]
+        assert sorted(found) == [(i, s) for i in range(6) for s in starts]
+        mean, _ = data.statistics()
+        used = WAVES[:6] if windows == "all" else WAVES[:6, 2:5]
+        np.testing.assert_allclose(mean.numpy(), [used.mean()], rtol=1e-5, atol=1e-7)
+        assert data.description.split["known_frames"] == 3
+
+    def test_known_frames_that_do_not_fit(self, path):
+        with pytest.raises(InputError, match="known_frames 2: the network sees n_history 3 of them"):
+            trajectory_data(path, known_frames=2).setup()
+        with pytest.raises(InputError, match=rf"known_frames {T - 1} \+ 2 steps of roll-out need {T + 1} times"):
+            trajectory_data(path, known_frames=T - 1).setup()
+
     def test_description(self, path):
         description = trajectory_data(path).description
         assert description.fields == ("vorticity",)

@@ -168,6 +168,10 @@ def test_networks_of_different_history_predict_the_same_frames(data):
     task = make_protocol({Path("long"): long, Path("short"): short}, source, 2)
     assert (task.first, task.n_known) == (4, 5)
     torch.testing.assert_close(score(long, source, task).sample, score(short, source, task).sample, rtol=0, atol=0)
+    short.describe(
+        dataclasses.replace(short.description, split={"known_frames": 4})
+    )  # alone too it predicts what it is tested on
+    assert make_protocol({Path("short"): short}, source, 2).first == 4
 
 
 # The job

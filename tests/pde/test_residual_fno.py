@@ -324,6 +324,10 @@ SETTINGS_OF_WAYS = {
     "residual_batch_80_1e-5.yaml": {"optimization", "batch_size"},
     "residual_single_step_1e-5.yaml": {"noise", "n_steps", "batch_size", "loader", "max_epochs"},
     "residual_fine_tuned_1e-5.yaml": {"init_from", "optimization", "max_epochs"},
+    **{
+        f"residual_history_{n}_1e-5.yaml": {"in_channels", "n_history", "loader", "limit_train_batches"}
+        for n in (1, 2, 4)
+    },
 }
 
 

@@ -1,0 +1,57 @@
+"""Trained networks of ``reproduce_navier_stokes.py`` as folders to share: safetensors and a model card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from checkpoint_pieces import WEIGHTS
+from reproduce_navier_stokes_job import ROW
+
+from sciml_monarch import load, save
+from sciml_monarch.errors import InputError
+from sciml_monarch.pde import Surrogate
+from sciml_monarch.training import LAST
+
+
+def card(row: dict[str, Any]) -> str:
+    """What a model card says of a training and its test."""
+    settings = f", --set {' '.join(row['settings'])}" if row["settings"] else ""
+    return (
+        f"Relative L2 error of the whole roll-out, {row['n_steps']} frames from {row['n_history']}, mean over "
+        f"{row['n_test']} test trajectories: **{row['relative_l2']:.4f}**.\n\n"
+        f"`configs/navier_stokes/{row['row']}.yaml`{settings}: {row['n_train']:,} trajectories, {row['epochs']} "
+        f"epochs, seed {row['seed']}, precision {row['precision']}, on one {row['device']} with torch {row['torch']}, "
+        f"{row['trainings_on_the_device']} trainings side by side, in {row['wall_seconds']:.0f} s. The weights are "
+        f"those of the last epoch."
+    )
+
+
+def share(runs: Path, target: Path, names: list[str] | None = None, seed: int = 0) -> list[Path]:
+    """Writes the networks that are trained and tested, a folder for each row.
+
+    Args:
+        runs: Output folder of ``train``, or of ``unpack``.
+        target: Folder for the folders.
+        names: Rows; ``None``: all.
+        seed: Of several trainings of a row the one with this seed.
+
+    Returns:
+        The folders.
+
+    Raises:
+        InputError: A row is asked for that has no tested network of this seed, or none has.
+    """
+    trained = [(json.loads(file.read_text()), file.parent) for file in sorted(runs.glob(f"*/{ROW}"))]
+    tested = [pair for pair in trained if "relative_l2" in pair[0] and pair[0]["seed"] == seed]
+    found = {pair[0]["row"]: pair for pair in sorted(tested, key=lambda pair: pair[0]["epochs"])}  # of the most epochs
+    missing = [name for name in names or () if name not in found]
+    if missing or not found:
+        raise InputError(f"{runs}: holds no tested network of seed {seed}{' of ' * bool(missing)}{', '.join(missing)}")
+    written = []
+    for name in names or sorted(found):
+        row, folder = found[name]
+        checkpoint = folder / LAST if (folder / LAST).is_file() else folder / WEIGHTS
+        network = load(checkpoint)
+        assert isinstance(network, Surrogate)
+        written.append(save(network, target / name, card(row)))
+    return written
