@@ -9,35 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import make_tables_mri as mri
+import make_tables_navier_stokes as flow
 import make_tables_sparse as sparse
 import make_tables_speed as fast
 import make_tables_walls as walls
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "results/navier_stokes_1e-5"
-RESOLUTIONS = (32, 64, 128, 256)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSON file."""
     return json.loads(path.read_text())
-
-
-def accuracy() -> str:
-    """Errors at the resolution of the training and at others."""
-    metrics = {r: {row["method"]: row for row in rows_of(RUN / f"metrics_{r}.json")} for r in RESOLUTIONS}
-    lines = [
-        "| network | parameters | 64² (trained) | 32² | 128² | 256² | H1 at 64² | spectrum error (log10) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in metrics[64].items():
-        others = " | ".join(f"{metrics[r][name]['relative_l2']:.4f}" for r in (32, 128, 256))
-        own = f"{row['relative_l2']:.4f} ± {row['relative_l2_standard_error']:.4f}"
-        lines.append(
-            f"| {name} | {row['n_parameters']:,} | {own} | "
-            f"{others} | {row['relative_h1']:.3f} | {row['spectrum_error']:.2f} |"
-        )
-    return "\n".join(lines)
 
 
 def speed() -> str:
@@ -71,7 +54,7 @@ def inverse_ffts() -> str:
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"accuracy": accuracy, "speed": speed, "few_slices": mri.summary},
+    "README.md": {"accuracy": flow.summary, "speed": speed, "few_slices": mri.summary},
     "results/README.md": {
         "mri_time_cpu": partial(mri.time_and_memory, "benchmark_mri_cpu.json"),
         "mri_time_h200": partial(mri.time_and_memory, "benchmark_mri_h200.json"),
@@ -86,6 +69,11 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         for mask in ("equispaced", "poisson")
         for test in ("same", "other")
     },
+}
+TABLES["results/navier_stokes/README.md"] = {
+    "trainings": flow.trainings,
+    "resolutions": flow.resolutions,
+    "long_roll_outs": flow.long_roll_outs,
 }
 TABLES["results/sparse_training/README.md"] = {
     "layers": sparse.layers,

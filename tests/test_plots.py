@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from sciml_monarch import plots
@@ -50,6 +51,20 @@ def test_comparison_writes_the_relative_error_into_each_panel():
     figure = field_comparison(truth, {"FNO": 1.25 * truth, "bad": torch.nan * truth}, [0, 1], "u", LENGTHS, "Test")
     texts = [axes.texts[0].get_text() for axes in figure.axes if axes.texts]
     assert texts == ["25 %", "25 %", "not finite", "not finite"]
+
+
+def test_labels_of_rows_do_not_run_into_each_other():
+    truth = fields(3, 6, 6)
+    names = ("MonarchFNO (monarch_fno_symmetry_1e-5)", "FNO", "ResidualMonarchFNO (residual_history_4_1e-5)")
+    figure = field_comparison(truth, dict.fromkeys(names, truth + 0.1), range(3), "u", (1.0, 1.0), "Test")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    rows = [axes for axes in figure.axes if axes.images and axes.get_ylabel()]
+    assert len(rows) == 1 + 2 * len(names)
+    for axes in rows:
+        label, panel = axes.yaxis.label.get_window_extent(), axes.get_window_extent()
+        assert label.height <= 1.1 * panel.height, axes.get_ylabel()
+    assert rows[0].yaxis.label.get_fontsize() == 9
 
 
 def test_a_diverged_network_does_not_hide_the_errors_of_others():

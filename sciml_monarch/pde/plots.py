@@ -12,6 +12,8 @@ from torch import Tensor
 
 from sciml_monarch.plots import PANEL, colour_limits, colours, draw_panel, middle_slice, to_numpy
 
+LETTERS = 22  # of 9 points that are as long as a panel is high
+
 
 def field_comparison(
     truth: Tensor,
@@ -50,6 +52,13 @@ def field_comparison(
     return figure
 
 
+def _row_label(name: str) -> tuple[str, float]:
+    """A label no longer than its panel is high: what is in brackets on a line of its own, in letters that fit."""
+    text = name.replace(" (", "\n(")
+    longest = max(map(len, text.split("\n")))
+    return text, min(9.0, 9.0 * LETTERS / longest)
+
+
 def _compare_images(
     truth: NDArray[Any],
     fields: Mapping[str, NDArray[Any]],
@@ -75,7 +84,8 @@ def _compare_images(
         for row, (name, values) in enumerate(block.items(), start=first):
             for axes, field in zip(panels[row], values, strict=True):
                 image = draw_panel(axes, field, lengths, block_limits)
-            panels[row, 0].set_ylabel(name, fontsize=9)
+            text, points = _row_label(name)
+            panels[row, 0].set_ylabel(text, fontsize=points)
         if image is not None:
             figure.colorbar(image, ax=panels[first : first + len(block)].ravel().tolist(), label=block_label)
     for axes, header in zip(panels[0], headers, strict=True):

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -79,6 +79,8 @@ class PDETask(L.LightningModule):
         init_from: Checkpoint or folder of a network of the same class and arguments to begin from. Weights and
             normalisation are taken from there; optimiser, schedule, epochs and all other options are those of this
             training. It must be there on a resume too.
+        matmul_precision: How float32 matrices are multiplied while this task is fitted, validated and tested, as in
+            ``torch.set_float32_matmul_precision``: "high" is TF32 on a GPU. ``None``: as it is set.
 
     Raises:
         InputError: An option is out of range, or ``init_from`` holds another network.
@@ -95,8 +97,11 @@ class PDETask(L.LightningModule):
         increment: bool = False,
         noise: float = 0.0,
         init_from: str | Path | None = None,
+        matmul_precision: Literal["highest", "high", "medium"] | None = None,
     ) -> None:
         super().__init__()
+        if matmul_precision not in (None, "highest", "high", "medium"):
+            raise InputError(f'matmul_precision {matmul_precision!r} is none of "highest", "high", "medium"')
         if ema_decay is not None and not 0 < ema_decay < 1:
             raise InputError(f"ema_decay is {ema_decay}; it must lie between 0 and 1")
         if not 0 <= noise < math.inf:
@@ -109,6 +114,8 @@ class PDETask(L.LightningModule):
         self.symmetry = symmetry
         self.noise = noise
         self.init_from = init_from
+        self.matmul_precision = matmul_precision
+        self._precision_before: str | None = None
         self._n_trained: int | None = None
         # asked before the precision plugin converts the parameters
         self._is_complex = any(p.is_complex() for p in net.parameters())
@@ -173,6 +180,9 @@ class PDETask(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Takes description and normalisation from the data; the latter is kept with ``init_from``."""
+        if self.matmul_precision is not None:
+            self._precision_before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision(self.matmul_precision)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, TrajectoryData | PairData):
             raise InputError(f"PDETask trains on TrajectoryData or PairData, not on {type(data).__name__}")
@@ -199,6 +209,12 @@ class PDETask(L.LightningModule):
                 )
             if self.cuda_graph and (self.trainer.world_size > 1 or self.trainer.accumulate_grad_batches > 1):
                 raise InputError("cuda_graph needs one device and no gradient accumulation; switch one of them off")
+
+    def teardown(self, stage: str) -> None:
+        """Leaves the precision of products as it was."""
+        if self._precision_before is not None:
+            torch.set_float32_matmul_precision(self._precision_before)
+            self._precision_before = None
 
     def _normalize_for(self, data: TrajectoryData | PairData) -> None:
         statistics = data.statistics()

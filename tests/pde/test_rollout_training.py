@@ -209,6 +209,30 @@ def test_noise_out_of_range_is_refused(noise):
         PDETask(monarch(), noise=noise)
 
 
+class Precisions(L.Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, *_):
+        self.seen.append(("train", torch.get_float32_matmul_precision()))
+
+    def on_validation_batch_start(self, *_):
+        self.seen.append(("validate", torch.get_float32_matmul_precision()))
+
+
+@pytest.mark.parametrize("wanted", [None, "high", "medium"])
+def test_the_precision_of_products_is_set_for_the_training_alone(vorticity_folder, tmp_path, wanted):
+    watch = Precisions()
+    train(PDETask(monarch(), matmul_precision=wanted), data(vorticity_folder), tmp_path, callbacks=[watch])
+    assert set(watch.seen) == {("train", wanted or "highest"), ("validate", wanted or "highest")}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_precision_of_products_that_there_is_not_is_refused():
+    with pytest.raises(InputError, match="matmul_precision 'tf32' is none of"):
+        PDETask(monarch(), matmul_precision="tf32")
+
+
 # resuming
 
 
