@@ -201,8 +201,9 @@ def unpack(packed: Path, out: Path, row_file: str) -> list[Path]:
         folder = out / run["name"]
         # what a training that got no further wrote is not of this checkpoint; of weights beside a whole one it is
         if run["row"] is not None and not (folder / LAST).exists():
+            row = json.dumps(json.loads(run["row"]) | {"is_rounded": True}) if manifest["bf16"] else run["row"]
             with replacing(folder / row_file) as temporary:
-                temporary.write_text(run["row"])
+                temporary.write_text(row)
         with replacing(folder / place) as temporary:
             temporary.write_bytes(restored_weights(content) if manifest["weights_only"] else content)
         restored.append(folder / place)

@@ -145,7 +145,9 @@ def train_job(job: Job, options: Options, device: int | None, deadline: float = 
         "n_parameters": n_parameters(task),
         **{k: getattr(data, k) for k in ("n_train", "n_val", "n_test", "n_history", "n_steps", "batch_size")},
         "settings": options.settings,
+        "known_frames": data.n_history if data.loader.known_frames is None else data.loader.known_frames,
         "precision": str(config["trainer"].get("precision", "32")),
+        "matmul_precision": task.matmul_precision or torch.get_float32_matmul_precision(),
         "trainings_on_the_device": options.per_gpu,
         "lightning": L.__version__,
     } | provenance(torch.device("cpu" if device is None else f"cuda:{device}"))

@@ -6,6 +6,7 @@ from typing import Any
 
 from checkpoint_pieces import WEIGHTS
 from reproduce_navier_stokes_job import ROW
+from reproduce_navier_stokes_table import precision
 
 from sciml_monarch import load, save
 from sciml_monarch.errors import InputError
@@ -16,13 +17,16 @@ from sciml_monarch.training import LAST
 def card(row: dict[str, Any]) -> str:
     """What a model card says of a training and its test."""
     settings = f", --set {' '.join(row['settings'])}" if row["settings"] else ""
+    known, first = row.get("known_frames", row["n_history"]), row.get("epochs_of_first")
+    seen = f", of which it sees {row['n_history']}" if row["n_history"] != known else ""
+    before = f" after {first} epochs of the network that it begins from" if first else ""
+    trained = f"precision {precision(row)}, on one {row['device']} with torch {row['torch']}"
     return (
-        f"Relative L2 error of the whole roll-out, {row['n_steps']} frames from {row['n_history']}, mean over "
+        f"Relative L2 error of the whole roll-out, {row['n_steps']} frames behind {known}{seen}, mean over "
         f"{row['n_test']} test trajectories: **{row['relative_l2']:.4f}**.\n\n"
         f"`configs/navier_stokes/{row['row']}.yaml`{settings}: {row['n_train']:,} trajectories, {row['epochs']} "
-        f"epochs, seed {row['seed']}, precision {row['precision']}, on one {row['device']} with torch {row['torch']}, "
-        f"{row['trainings_on_the_device']} trainings side by side, in {row['wall_seconds']:.0f} s. The weights are "
-        f"those of the last epoch."
+        f"epochs{before}, seed {row['seed']}, {trained}, {row['trainings_on_the_device']} trainings side by side, in "
+        f"{row['wall_seconds']:.0f} s. The weights are those of the last epoch."
     )
 
 
@@ -39,11 +43,15 @@ def share(runs: Path, target: Path, names: list[str] | None = None, seed: int = 
         The folders.
 
     Raises:
-        InputError: A row is asked for that has no tested network of this seed, or none has.
+        InputError: A row is asked for that has no tested network of this seed, or none has; or its weights are not
+            those that were tested.
     """
     trained = [(json.loads(file.read_text()), file.parent) for file in sorted(runs.glob(f"*/{ROW}"))]
     tested = [pair for pair in trained if "relative_l2" in pair[0] and pair[0]["seed"] == seed]
     found = {pair[0]["row"]: pair for pair in sorted(tested, key=lambda pair: pair[0]["epochs"])}  # of the most epochs
+    rounded = [name for name in names or found if name in found and found[name][0].get("is_rounded")]
+    if rounded:
+        raise InputError(f"{runs}: the weights of {', '.join(rounded)} were rounded after the test, by pack --bf16")
     missing = [name for name in names or () if name not in found]
     if missing or not found:
         raise InputError(f"{runs}: holds no tested network of seed {seed}{' of ' * bool(missing)}{', '.join(missing)}")

@@ -116,6 +116,12 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def precision(row: Row) -> str:
+    """In which a row was trained, with that of float32 products where it is not float32's own."""
+    products = row.get("matmul_precision", "highest")  # which the first rows do not say
+    return row["precision"] + (f", products in precision {products}" if products != "highest" else "")
+
+
 def _trainings(title: str, key: str, what: str, rows: list[Row]) -> list[str]:
     """A table of single trainings, and what they ran on."""
     if not rows:
@@ -137,7 +143,7 @@ def _trainings(title: str, key: str, what: str, rows: list[Row]) -> list[str]:
             f"| {row['row']} | {row['seed']} | {row['n_parameters']:,} | {row['n_train']} | {epochs} | {error} "
             f"| {loss} | {seconds} | {row['trainings_on_the_device']} |"
         )
-        origin = f"{row['device']}, precision {row['precision']}, torch {row['torch']}, commit {row['commit']}"
+        origin = f"{row['device']}, precision {precision(row)}, torch {row['torch']}, commit {row['commit']}"
         origins.setdefault(origin, {})[f"{row['row']} (seed {row['seed']})"] = None
     lines.append("")
     if len(origins) == 1:

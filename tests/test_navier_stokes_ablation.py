@@ -143,3 +143,16 @@ def test_a_network_that_sees_one_frame_trains_on_all_windows_and_is_tested_on_th
     frames = torch.stack([source.read(i, 2, 5) for i in (8, 9)])
     error = relative_l2(network.rollout(frames[:, :1], 2), frames[:, 1:]).mean().item()
     assert error == pytest.approx(row["relative_l2"], rel=1e-5)
+
+
+@pytest.mark.parametrize("network", ["fno", "monarch_fno"])
+def test_networks_that_see_one_frame_are_those_with_symmetries_but_for_that(program, network):
+    read = sys.modules["reproduce_training"].read_config
+    base, own = (read(CONFIGS / f"navier_stokes/{network}_{kind}_1e-5.yaml") for kind in ("symmetry", "history_1"))
+    assert own["trainer"].pop("limit_train_batches") == 0.1
+    for config, n_frames in ((base, 10), (own, 1)):
+        assert config["model"]["init_args"]["net"]["init_args"].pop("in_channels") == n_frames
+        assert config["data"]["init_args"].pop("n_history") == n_frames
+    loader = own["data"]["init_args"]["loader"]
+    assert (loader.pop("windows"), loader.pop("known_frames")) == ("all", 10)
+    assert own == base

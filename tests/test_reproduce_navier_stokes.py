@@ -320,6 +320,10 @@ def test_weights_alone_can_be_carried(program, pieces, trained, tmp_path, bf16):
     if bf16:
         with pytest.raises(InputError, match="give --weights_only too"):
             pieces.pack(trained, tmp_path / "x", program.ROW, bf16=True)
+        with pytest.raises(InputError, match=r"the weights of fno_1e-5 were rounded after the test"):
+            program.share(tmp_path / "runs", tmp_path / "shared")
+    else:
+        assert program.share(tmp_path / "runs", tmp_path / "shared") == [tmp_path / "shared/fno_1e-5"]
 
 
 class Ends(Inline):

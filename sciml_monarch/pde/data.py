@@ -209,13 +209,15 @@ class TrajectoryData(L.LightningDataModule):
         known = self._n_known()
         if known < self.n_history:
             raise InputError(f"known_frames {known}: the network sees n_history {self.n_history} of them")
-        n_steps = max(
-            self.n_steps, self._n_val_steps() if self.n_val else 0, self._n_test_steps() if self.n_test else 0
-        )
-        if known + n_steps > source.n_times:
-            name = "n_history" if self.loader.known_frames is None else "known_frames"
+        name = "n_history" if self.loader.known_frames is None else "known_frames"
+        needs = [("n_history", self.n_history, self.n_steps)]
+        needs += [(name, known, self.n_steps)] * (self.loader.windows == "first")
+        needs += [(name, known, self._n_val_steps())] * bool(self.n_val)
+        needs += [(name, known, self._n_test_steps())] * bool(self.n_test)
+        name, frames, n_steps = max(needs, key=lambda need: need[1] + need[2])
+        if frames + n_steps > source.n_times:
             raise InputError(
-                f"{name} {known} + {n_steps} steps of roll-out need {known + n_steps} times, "
+                f"{name} {frames} + {n_steps} steps of roll-out need {frames + n_steps} times, "
                 f"but {source.path} has {source.n_times}; lower {name}, n_steps, val_steps or test_steps"
             )
         if any(n % self.loader.stride for n in source.grid):

@@ -47,6 +47,7 @@ def evaluate(
     resolution: int | None = None,
     batch_size: int = 20,
     device: str = "auto",
+    known_frames: int | None = None,
 ) -> Evaluation:
     """Compares trained networks on the same unseen trajectories.
 
@@ -68,6 +69,8 @@ def evaluate(
             training.
         batch_size: Trajectories at a time.
         device: Where to run: cpu, cuda, cuda:1, or auto for a GPU where there is one.
+        known_frames: Frames behind which all predict, from the last that each sees. By default those of the tests
+            of their trainings, the most of them.
 
     Returns:
         The rows and the paths of the pictures.
@@ -87,7 +90,7 @@ def evaluate(
     names = method_names({path: type(network.net).__name__ for path, network in networks.items()})
     trajectories = open_fields(data, {network.description.fields for network in networks.values()})
     try:
-        task = make_protocol(networks, trajectories, n_test, n_steps, n_horizons, resolution)
+        task = make_protocol(networks, trajectories, n_test, n_steps, n_horizons, resolution, known_frames)
         console = Console()
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         scores: dict[str, Scores] = {}
@@ -175,6 +178,7 @@ def _row(
         "device": device_name(device),
         "n_test": len(task.indices),
         "n_history": network.description.n_history,
+        "known_frames": task.first,
         "n_steps": task.n_steps,
         "n_trained_steps": network.description.n_steps,
         "n_free_steps": task.n_free,
@@ -193,7 +197,8 @@ def _note(data: Path, task: Protocol, device: torch.device) -> str:
     grid = " x ".join(map(str, task.grid))
     return (
         f"The last {len(task.indices)} trajectories of {data}, grid {grid}, {task.n_steps} steps of "
-        f"{task.dt:g} s; free roll-out of {task.n_free} steps; device: {device_name(device)}"
+        f"{task.dt:g} s behind {task.first} known frames; "
+        f"free roll-out of {task.n_free} steps; device: {device_name(device)}"
     )
 
 

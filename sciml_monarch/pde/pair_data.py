@@ -36,8 +36,8 @@ class PairData(L.LightningDataModule):
         n_val: Pairs for validation.
         n_test: Pairs of each test file, its first ones; all by default.
         batch_size: Pairs of a training batch, all processes together; of a batch in each, elsewhere.
-        loader: How the data are read. ``stride`` applies to the training file alone; ``windows``,
-            ``val_steps``, ``test_steps`` and ``field`` belong to trajectories and keep their defaults.
+        loader: How the data are read. ``stride`` applies to the training file alone; ``windows``, ``val_steps``,
+            ``test_steps``, ``known_frames`` and ``field`` belong to trajectories and keep their defaults.
 
     Raises:
         InputError: A number is out of range.
@@ -56,8 +56,11 @@ class PairData(L.LightningDataModule):
         super().__init__()
         at_least(0, n_train=n_train, n_val=n_val)
         at_least(1, n_test=1 if n_test is None else n_test, batch_size=batch_size)
-        if (loader.windows, loader.val_steps, loader.test_steps, loader.field) != ("first", None, None, None):
-            raise InputError("windows, val_steps, test_steps and field select parts of trajectories; pairs have none")
+        of_trajectories = (loader.val_steps, loader.test_steps, loader.known_frames, loader.field)
+        if loader.windows != "first" or any(option is not None for option in of_trajectories):
+            raise InputError(
+                "windows, val_steps, test_steps, known_frames and field select parts of trajectories; pairs have none"
+            )
         self.train_path = Path(train_path)
         self.test_paths = [Path(path) for path in test_paths]
         self.n_train = n_train

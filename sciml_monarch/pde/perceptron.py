@@ -4,6 +4,7 @@ from typing import TypeGuard
 
 from torch import Tensor, nn
 
+from sciml_monarch.monarch.kernels.backend import autocast
 from sciml_monarch.monarch.kernels.pointwise import linear_asked
 from sciml_monarch.pde.mixing import pointwise
 from sciml_monarch.pde.pointwise import pointwise_linear, pointwise_mlp
@@ -41,7 +42,7 @@ def apply_perceptron(module: nn.Module, x: Tensor) -> Tensor:
 
 def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
     """Applies a linear map of the channels to fields ``(b, channels, *grid)``."""
-    if is_plain_map(module) and linear_asked(x, module.weight):
+    if is_plain_map(module) and linear_asked(autocast(x), module.weight):
         return pointwise_linear(x, module.weight[..., 0], bias=module.bias)
     return module(x.flatten(2)).unflatten(2, x.shape[2:])
 

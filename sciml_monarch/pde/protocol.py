@@ -52,6 +52,7 @@ def make_protocol(
     n_steps: int | None = None,
     n_horizons: int = 3,
     resolution: int | None = None,
+    known_frames: int | None = None,
 ) -> Protocol:
     """Settles what all networks are asked, or says why they cannot be compared on this data.
 
@@ -64,6 +65,8 @@ def make_protocol(
             for.
         n_horizons: Length of the free roll-out in trained roll-outs.
         resolution: Points on the first axis; by default the grid that the networks were trained on.
+        known_frames: Frames behind which the networks predict, at least the longest history; by default those of the
+            tests of their trainings, the most of them.
 
     Raises:
         InputError: Fields, time step, grid or number of frames of data and networks do not fit each other, or the
@@ -73,7 +76,12 @@ def make_protocol(
         check_rolls_out(path, network)
         check_fields(path, network.description, data)
         check_time_step(path, network.description.dt, data.path, data.times)
-    for name, value in (("n_test", n_test), ("n_steps", n_steps), ("n_horizons", n_horizons)):
+    for name, value in (
+        ("n_test", n_test),
+        ("n_steps", n_steps),
+        ("n_horizons", n_horizons),
+        ("known_frames", known_frames),
+    ):
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; it must be at least 1")
     unseen = {path: _n_unseen(network.description, data) for path, network in networks.items()}
@@ -91,12 +99,15 @@ def make_protocol(
     if n_steps is None and len(trained) > 1:
         raise InputError(f"the networks were trained on roll-outs of {sorted(trained)} steps; give n_steps")
     scored = n_steps or max(trained)
-    # of a network that sees few of the frames that its test has known, too, what comes behind these is predicted
-    first = max(d.split.get("known_frames", d.n_history) for d in descriptions)
+    # a network may see few of the frames that are known in its test
+    first = known_frames or max(d.split.get("known_frames", d.n_history) for d in descriptions)
+    longest = max(d.n_history for d in descriptions)
+    if first < longest:
+        raise InputError(f"known_frames is {first}, but a network sees {longest} frames; give that or more")
     if first + scored > data.n_times:
         raise InputError(
             f"{data.path}: {data.n_times} times are too few for {first} known and {scored} predicted frames "
-            f"({first + scored}); give a smaller n_steps or longer trajectories"
+            f"({first + scored}); give fewer n_steps or known_frames ({longest} or more), or longer trajectories"
         )
     free = max(scored, n_horizons * max(trained))
     known = min(free, data.n_times - first)

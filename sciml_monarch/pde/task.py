@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,6 +20,7 @@ from sciml_monarch.pde.data import PairData, TrajectoryData
 from sciml_monarch.pde.description import Description
 from sciml_monarch.pde.graph import GraphedLoss
 from sciml_monarch.pde.metrics import relative_l2, relative_l2_per_step
+from sciml_monarch.pde.precision import MatmulPrecision, ProductPrecision
 from sciml_monarch.pde.rollout_training import generator_at, increment_scale, with_noise
 from sciml_monarch.pde.surrogate import Surrogate
 from sciml_monarch.pde.symmetry import SymmetryGroup
@@ -97,7 +98,7 @@ class PDETask(L.LightningModule):
         increment: bool = False,
         noise: float = 0.0,
         init_from: str | Path | None = None,
-        matmul_precision: Literal["highest", "high", "medium"] | None = None,
+        matmul_precision: MatmulPrecision | None = None,
     ) -> None:
         super().__init__()
         if matmul_precision not in (None, "highest", "high", "medium"):
@@ -115,7 +116,6 @@ class PDETask(L.LightningModule):
         self.noise = noise
         self.init_from = init_from
         self.matmul_precision = matmul_precision
-        self._precision_before: str | None = None
         self._n_trained: int | None = None
         # asked before the precision plugin converts the parameters
         self._is_complex = any(p.is_complex() for p in net.parameters())
@@ -180,9 +180,6 @@ class PDETask(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Takes description and normalisation from the data; the latter is kept with ``init_from``."""
-        if self.matmul_precision is not None:
-            self._precision_before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision(self.matmul_precision)
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, TrajectoryData | PairData):
             raise InputError(f"PDETask trains on TrajectoryData or PairData, not on {type(data).__name__}")
@@ -209,12 +206,6 @@ class PDETask(L.LightningModule):
                 )
             if self.cuda_graph and (self.trainer.world_size > 1 or self.trainer.accumulate_grad_batches > 1):
                 raise InputError("cuda_graph needs one device and no gradient accumulation; switch one of them off")
-
-    def teardown(self, stage: str) -> None:
-        """Leaves the precision of products as it was."""
-        if self._precision_before is not None:
-            torch.set_float32_matmul_precision(self._precision_before)
-            self._precision_before = None
 
     def _normalize_for(self, data: TrajectoryData | PairData) -> None:
         statistics = data.statistics()
@@ -306,10 +297,12 @@ class PDETask(L.LightningModule):
         return self.surrogate.rollout(batch[0], batch[1].shape[1])
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Weight averaging where asked for."""
+        """Weight averaging and a precision of products where asked for."""
         from sciml_monarch.averaging import Averaging
 
-        return [] if self.ema_decay is None else [Averaging(self.ema_decay)]
+        averaging = [] if self.ema_decay is None else [Averaging(self.ema_decay)]
+        precision = [] if self.matmul_precision is None else [ProductPrecision(self.matmul_precision)]
+        return [*precision, *averaging]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, with a parameter group without weight decay for the transform factors."""

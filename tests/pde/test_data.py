@@ -134,6 +134,10 @@ class TestTrajectoryData:
             trajectory_data(path, known_frames=2).setup()
         with pytest.raises(InputError, match=rf"known_frames {T - 1} \+ 2 steps of roll-out need {T + 1} times"):
             trajectory_data(path, known_frames=T - 1).setup()
+        options = {"n_val": 0, "n_test": 0, "n_history": 1, "known_frames": T - 1}  # of all windows none needs them
+        trajectory_data(path, windows="all", **options).setup()
+        with pytest.raises(InputError, match=f"known_frames {T - 1} "):
+            trajectory_data(path, **options).setup()
 
     def test_description(self, path):
         description = trajectory_data(path).description
@@ -441,6 +445,8 @@ class TestPairData:
             PairData(paths[0], [], n_train=0).train_dataloader()
         with pytest.raises(InputError, match=r"pairs have none"):
             PairData(paths[0], [], n_train=1, loader=Loader(windows="all"))
+        with pytest.raises(InputError, match="known_frames and field select parts of trajectories"):
+            PairData(paths[0], [], n_train=1, loader=Loader(known_frames=3))
         burgers = synthetic.write_neuralop_burgers(tmp_path / "b.pt", travelling_waves(3, 4, (8,)))
         with pytest.raises(InputError, match=r"train\.pt has .* on 2 axes, .*b\.pt has .* on 1"):
             PairData(paths[0], [burgers], n_train=1).setup()

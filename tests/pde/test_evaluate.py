@@ -172,6 +172,11 @@ def test_networks_of_different_history_predict_the_same_frames(data):
         dataclasses.replace(short.description, split={"known_frames": 4})
     )  # alone too it predicts what it is tested on
     assert make_protocol({Path("short"): short}, source, 2).first == 4
+    assert make_protocol({Path("short"): short}, source, 2, known_frames=3).first == 3
+    with pytest.raises(InputError, match="known_frames is 3, but a network sees 4 frames; give that or more"):
+        make_protocol({Path("long"): long, Path("short"): short}, source, 2, known_frames=3)
+    with pytest.raises(InputError, match=r"\(12\); give fewer n_steps or known_frames \(2 or more\)"):
+        make_protocol({Path("short"): short}, source, 2, n_steps=8)
 
 
 # The job

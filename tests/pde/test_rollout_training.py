@@ -228,6 +228,32 @@ def test_the_precision_of_products_is_set_for_the_training_alone(vorticity_folde
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+def test_the_precision_of_products_is_put_back_after_a_training_that_failed(vorticity_folder, tmp_path):
+    class Failure(L.Callback):
+        def on_train_batch_end(self, *_):
+            raise RuntimeError("no more")
+
+    task = PDETask(monarch(), matmul_precision="high")
+    with pytest.raises(RuntimeError, match="no more"):
+        train(task, data(vorticity_folder), tmp_path / "a", callbacks=[Failure()])
+    assert torch.get_float32_matmul_precision() == "highest"
+    group = fno_forced_navier_stokes()
+    group.forcing = "another"
+    refused = PDETask(monarch(), matmul_precision="high", symmetry=group)
+    with pytest.raises(InputError, match="the symmetry is of an equation with forcing"):  # while it is set up
+        train(refused, data(vorticity_folder), tmp_path / "b")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_the_newer_setting_of_precision_is_refused_beside_the_tasks(vorticity_folder, tmp_path, monkeypatch):
+    def mixed():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
+    with pytest.raises(InputError, match=r"torch.backends.cuda.matmul.fp32_precision is set"):
+        train(PDETask(monarch(), matmul_precision="high"), data(vorticity_folder), tmp_path)
+
+
 def test_a_precision_of_products_that_there_is_not_is_refused():
     with pytest.raises(InputError, match="matmul_precision 'tf32' is none of"):
         PDETask(monarch(), matmul_precision="tf32")
