@@ -73,6 +73,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
 TABLES["results/navier_stokes/README.md"] = {
     "trainings": flow.trainings,
     "resolutions": flow.resolutions,
+    "bands": flow.bands,
     "long_roll_outs": flow.long_roll_outs,
 }
 TABLES["results/sparse_training/README.md"] = {

@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import compare_bands
 import reproduce_navier_stokes_table as rows_table
 from json_lines import read_rows
 from reproduce_navier_stokes_ablation import ablation
@@ -50,6 +51,12 @@ def resolutions() -> str:
         cells = " | ".join([*errors, f"{frames:.4f}", f"{own['relative_h1']:.3f}", *spectra])
         lines.append(f"| {title} | {cells} |")
     return "\n".join(lines)
+
+
+def bands() -> str:
+    """Errors by band of frequencies."""
+    found = json.loads((FOLDER / "bands.json").read_text())
+    return compare_bands.table(found["rows"], found["edges"], TITLES)
 
 
 def long_roll_outs() -> str:

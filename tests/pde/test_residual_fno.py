@@ -321,6 +321,7 @@ def test_fields_of_other_dimensions_are_refused(factorized):
 
 # ways to train, of which one can be more than one setting
 SETTINGS_OF_WAYS = {
+    "residual_all_1e-5.yaml": {"width", "n_modes"},
     "residual_batch_80_1e-5.yaml": {"optimization", "batch_size"},
     "residual_factorized_all_1e-5.yaml": {"factorized", "n_modes"},
     "residual_single_step_1e-5.yaml": {"noise", "n_steps", "batch_size", "loader", "max_epochs"},
