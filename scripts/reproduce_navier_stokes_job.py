@@ -176,7 +176,11 @@ def train_job(job: Job, options: Options, device: int | None, deadline: float = 
         measure = trainer.validate if job.validation else trainer.test
         name = "val/relative_l2" if job.validation else "test/relative_l2"
         found = measure(task, datamodule=data, verbose=False)[0][name]
-        row |= {"validation_relative_l2" if job.validation else "relative_l2": found, "finished": True}
+        key = "validation_relative_l2" if job.validation else "relative_l2"
+        row |= {key: found, "finished": True}
+        if task.symmetry is not None:
+            task.surrogate.symmetrize(task.symmetry)
+            row[f"symmetrized_{key}"] = measure(task, datamodule=data, verbose=False)[0][name]
     _write(folder, row)
 
 

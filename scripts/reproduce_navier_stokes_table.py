@@ -130,19 +130,29 @@ def _trainings(title: str, key: str, what: str, rows: list[Row]) -> list[str]:
         "",
         f"### {title}",
         "",
-        f"| row | seed | parameters | trained on | epochs | {what} | last loss | wall clock (s) | side by side |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| row | seed | parameters | trained on | epochs | {what} | averaged over symmetries | last loss "
+        "| wall clock (s) | side by side |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     origins: dict[str, dict[str, None]] = {}
     for row in rows:
         error = f"{row[key]:.4f}" if row["finished"] else "not yet"
+        averaged = f"{row[f'symmetrized_{key}']:.4f}" if f"symmetrized_{key}" in row else ""
         epochs = row["epochs"] if row["finished"] else f"{row['epochs_done']} of {row['epochs']}"
         loss = f"{row['train_loss'][-1]:.4f}" if row.get("train_loss") else "?"
         seconds = f"{row['wall_seconds']:.0f}" if "wall_seconds" in row else "?"
-        lines.append(
-            f"| {row['row']} | {row['seed']} | {row['n_parameters']:,} | {row['n_train']} | {epochs} | {error} "
-            f"| {loss} | {seconds} | {row['trainings_on_the_device']} |"
-        )
+        cells = [
+            row["row"],
+            row["seed"],
+            f"{row['n_parameters']:,}",
+            row["n_train"],
+            epochs,
+            error,
+            averaged,
+            loss,
+            seconds,
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} | {row['trainings_on_the_device']} |")
         origin = f"{row['device']}, precision {precision(row)}, torch {row['torch']}, commit {row['commit']}"
         origins.setdefault(origin, {})[f"{row['row']} (seed {row['seed']})"] = None
     lines.append("")

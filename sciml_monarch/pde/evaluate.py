@@ -19,6 +19,7 @@ from sciml_monarch.pde.readers import Trajectories
 from sciml_monarch.pde.scoring import Scores, score, spectrum_of
 from sciml_monarch.pde.spectra import energy_spectrum
 from sciml_monarch.pde.surrogate import Surrogate
+from sciml_monarch.pde.symmetry import GROUPS, GroupName
 from sciml_monarch.version import version
 
 
@@ -48,6 +49,7 @@ def evaluate(
     batch_size: int = 20,
     device: str = "auto",
     known_frames: int | None = None,
+    symmetry: GroupName | None = None,
 ) -> Evaluation:
     """Compares trained networks on the same unseen trajectories.
 
@@ -71,6 +73,8 @@ def evaluate(
         device: Where to run: cpu, cuda, cuda:1, or auto for a GPU where there is one.
         known_frames: Frames behind which all predict, from the last that each sees. By default those of the tests
             of their trainings, the most of them.
+        symmetry: Average all predictions over the isometries of these symmetries of the equation, of
+            :mod:`sciml_monarch.pde.symmetry`; takes as many times as long as there are isometries.
 
     Returns:
         The rows and the paths of the pictures.
@@ -87,6 +91,8 @@ def evaluate(
     if repeated or not checkpoints:
         raise InputError(f"checkpoints given twice: {', '.join(repeated)}" if repeated else "no checkpoint is given")
     networks = {path: hub.load_surrogate(path) for path in checkpoints}
+    for network in networks.values():
+        network.symmetrize(None if symmetry is None else GROUPS[symmetry]())
     names = method_names({path: type(network.net).__name__ for path, network in networks.items()})
     trajectories = open_fields(data, {network.description.fields for network in networks.values()})
     try:
@@ -101,14 +107,15 @@ def evaluate(
                 scores[names[path]] = score(network, trajectories, task, batch_size, place, advance)
                 network.cpu()  # leaves the device to the next
         rows = [
-            _row(names[path], path, network, data, task, scores[names[path]], place)
+            _row(names[path], path, network, data, task, scores[names[path]], place) | {"symmetry": symmetry}
             for path, network in networks.items()
         ]
         pictures = _pictures(out, trajectories, task, scores, next(iter(networks.values())).description)
     finally:
         trajectories.close()
     report.write_metrics(out, rows)
-    notes = (_note(data, task, place),)
+    averaged = "" if symmetry is None else f"; means over the isometries of {symmetry}"
+    notes = (_note(data, task, place) + averaged,)
     page = report.write_report(out, "Neural PDE solvers on unseen trajectories", rows, pictures, notes)
     console.print(notes[0], highlight=False)
     console.print(report.terminal_table(rows))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sciml_monarch.errors import InputError
 from sciml_monarch.pde.base import Operator, rollout
 from sciml_monarch.pde.description import Description
+from sciml_monarch.pde.symmetry import SymmetryGroup
 
 
 class Surrogate(nn.Module):
@@ -46,6 +47,7 @@ class Surrogate(nn.Module):
         self.register_buffer("increment_scale", torch.ones(net.out_channels) if increment else None)
         self.register_load_state_dict_pre_hook(_take_on_increment)
         self._description: Description | None = None
+        self._symmetry: SymmetryGroup | None = None
         if description is not None:
             self.describe(description)
 
@@ -149,6 +151,21 @@ class Surrogate(nn.Module):
         shape = (1, 1, -1, *(1,) * (prediction.ndim - 3))
         return prediction * self.output_std.view(shape) + self.output_mean.view(shape)
 
+    def symmetrize(self, group: SymmetryGroup | None) -> None:
+        """Lets roll-outs be means over the isometries of a group (:meth:`SymmetryGroup.symmetrized`).
+
+        Neither checkpoints nor saved folders keep it.
+
+        Args:
+            group: Symmetries of the equation; ``None``: roll-outs of the network as it is.
+
+        Raises:
+            InputError: The group does not act on the data that the network is for.
+        """
+        if group is not None:
+            group.check_data(self.description)
+        self._symmetry = group
+
     def rollout(self, history: Tensor, n_steps: int) -> Tensor:
         """Predicts from known frames.
 
@@ -167,6 +184,11 @@ class Surrogate(nn.Module):
                 f"the network takes {self.net.in_channels} channels, but the history has {history.shape[1]} frames "
                 f"of {history.shape[2]} fields"
             )
+        if self._symmetry is None:
+            return self._rollout(history, n_steps)
+        return self._symmetry.symmetrized(lambda moved: self._rollout(moved, n_steps), history)
+
+    def _rollout(self, history: Tensor, n_steps: int) -> Tensor:
         scale = None if self.increment_scale is None else self.increment_scale / self.output_std
         return self.denormalize(rollout(self.net, self.normalize(history), n_steps, scale))
 

@@ -7,8 +7,9 @@ out.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +47,16 @@ class Isometry:
             tuple(first.directions[a] * self.directions[first.axes[a]] for a in d),
             tuple((first.directions[a] * self.shift[first.axes[a]] + first.shift[a]) % 1.0 for a in d),
             self.sign * first.sign,
+        )
+
+    def inverse(self) -> "Isometry":
+        """The map that undoes this one."""
+        old = [self.axes.index(a) for a in range(len(self.axes))]  # by each axis of the new field
+        return Isometry(
+            tuple(old),
+            tuple(self.directions[a] for a in old),
+            tuple(-self.directions[a] * self.shift[a] % 1.0 for a in old),
+            self.sign,
         )
 
 
@@ -134,6 +145,31 @@ class SymmetryGroup:
         moved = flat.gather(2, source[:, None].expand_as(flat)) * sign[:, None, None]
         return moved.reshape(fields.shape)
 
+    def symmetrized(self, predict: Callable[[Tensor], Tensor], fields: Tensor) -> Tensor:
+        """The mean of ``g^-1 predict(g fields)`` over the isometries ``g``.
+
+        A solution moved by a symmetry is a solution, a network's prediction is not quite: the mean has less error, as
+        that of several networks has. It commutes with the isometries as far as predictions commute with translations,
+        over which no mean is taken: a mean over them too was no better.
+
+        Args:
+            predict: From fields to fields, of the same grid.
+            fields: ``(b, ..., *grid)``.
+
+        Returns:
+            The mean, of the shape of a prediction; it takes as many predictions as there are isometries.
+
+        Raises:
+            InputError: An isometry does not map this grid to itself.
+        """
+        back = SymmetryGroup([isometry.inverse() for isometry in self.isometries])
+        moved_back = []
+        for number in range(len(self.isometries)):
+            choice = torch.full((len(fields),), number)
+            unmoved = torch.zeros(len(fields), len(self.translations), dtype=torch.int64)
+            moved_back.append(back.apply(predict(self.apply(fields, choice, unmoved)), choice, unmoved))
+        return torch.stack(moved_back).mean(0)
+
     def check(self, grid: Sequence[int]) -> None:
         """Checks that every isometry maps a grid to itself.
 
@@ -201,3 +237,10 @@ def free_navier_stokes() -> SymmetryGroup:
     for _ in range(3):
         turns.append(turn.after(turns[-1]))
     return SymmetryGroup((*turns, *(mirror.after(t) for t in turns)), ((1, 0), (0, 1)), NO_FORCING)
+
+
+GroupName = Literal["fno_forced_navier_stokes", "free_navier_stokes"]
+GROUPS: dict[GroupName, Callable[[], SymmetryGroup]] = {
+    "fno_forced_navier_stokes": fno_forced_navier_stokes,
+    "free_navier_stokes": free_navier_stokes,
+}

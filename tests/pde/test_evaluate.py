@@ -146,6 +146,28 @@ def test_spectrum_and_sample_are_those_of_the_test_trajectories(data):
     torch.testing.assert_close(scores.sample, truth)
 
 
+def test_means_over_symmetries_are_scored_where_they_are_asked_for(data, checkpoints, tmp_path):
+    from sciml_monarch import load
+    from sciml_monarch.pde.symmetry import fno_forced_navier_stokes
+
+    name, options = "fno_forced_navier_stokes", {"n_test": 3, "device": "cpu"}
+    paths = [checkpoints["a"], checkpoints["monarch"]]
+    found = evaluate(paths, data, tmp_path / "mean", symmetry=name, **options)
+    plain = evaluate(paths, data, tmp_path / "plain", **options)
+    source = open_trajectories(data)
+    frames = torch.stack([source.read(i, 0, N_TIMES) for i in (2, 3, 4)])
+    for path, row, other in zip(paths, found.rows, plain.rows, strict=True):
+        surrogate = load(path)
+        surrogate.symmetrize(fno_forced_navier_stokes())
+        n_history, n_steps = surrogate.description.n_history, surrogate.description.n_steps
+        prediction = surrogate.rollout(frames[:, :n_history], n_steps)
+        error = relative_l2(prediction, frames[:, n_history : n_history + n_steps]).mean().item()
+        assert row["relative_l2"] == pytest.approx(error, rel=1e-5)
+        assert abs(row["relative_l2"] - other["relative_l2"]) > 1e-3 * error
+        assert (row["symmetry"], other["symmetry"]) == (name, None)
+    assert f"means over the isometries of {name}" in found.report.read_text()
+
+
 def test_a_finer_grid_is_thinned_to_that_of_the_training(tmp_path, data):
     fine = open_trajectories(write_data(tmp_path / "fine", n=32))
     surrogate = network(Scale(exact()))

@@ -3,6 +3,7 @@ import torch
 
 from sciml_monarch import InputError
 from sciml_monarch.pde import Description, MonarchFNO, Surrogate, rollout
+from sciml_monarch.pde.symmetry import FNO_FORCING, fno_forced_navier_stokes, free_navier_stokes
 
 DESCRIPTION = Description(("u", "v"), ("m/s", "m/s"), (16,), (1.0,), 0.5, 3, 4)
 
@@ -43,3 +44,20 @@ def test_mismatches_are_refused():
         surrogate.rollout(torch.randn(1, 2, 2, 16), 1)
     with pytest.raises(InputError, match="no description"):
         _ = Surrogate(net).description
+
+
+def test_roll_outs_can_be_means_over_symmetries():
+    torch.manual_seed(0)
+    net = MonarchFNO(2, 1, 4, (4, 4), (8, 8), n_layers=1)
+    description = Description(("w",), ("1/s",), (8, 8), (1.0, 1.0), 1.0, 2, 3, {"forcing": FNO_FORCING})
+    surrogate, group = Surrogate(net, description), fno_forced_navier_stokes()
+    history = torch.randn(2, 2, 1, 8, 8)
+    plain = surrogate.rollout(history, 3)
+    expected = group.symmetrized(lambda moved: surrogate.rollout(moved, 3), history)
+    assert not torch.allclose(expected, plain, rtol=1e-2)
+    surrogate.symmetrize(group)
+    torch.testing.assert_close(surrogate.rollout(history, 3), expected, rtol=0, atol=0)
+    surrogate.symmetrize(None)
+    torch.testing.assert_close(surrogate.rollout(history, 3), plain, rtol=0, atol=0)
+    with pytest.raises(InputError, match="the symmetry is of an equation with forcing 'none'"):
+        surrogate.symmetrize(free_navier_stokes())

@@ -81,6 +81,42 @@ def test_composition_is_one_map_after_the_other():
     torch.testing.assert_close(both, SymmetryGroup((swap,)).apply(first, torch.tensor([0]), none))
 
 
+GROUPS = [fno_forced_navier_stokes(), free_navier_stokes()]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_an_inverse_undoes_its_isometry(group):
+    back = SymmetryGroup([isometry.inverse() for isometry in group.isometries])
+    fields = torch.randn(2, 3, 8, 8)
+    none = torch.zeros(2, len(group.translations), dtype=torch.int64)
+    for i, isometry in enumerate(group.isometries):
+        assert isometry.after(isometry.inverse()) == isometry.inverse().after(isometry) == identity(2)
+        choice = torch.full((2,), i)
+        assert torch.equal(back.apply(group.apply(fields, choice, none), choice, none), fields)
+
+
+def test_the_inverse_of_a_turn_of_three_axes():
+    turn = Isometry((1, 2, 0), (1, -1, 1), (0.25, 0.5, 0.0), -1)
+    assert turn.after(turn.inverse()) == turn.inverse().after(turn) == identity(3)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_mean_over_a_group_commutes_with_its_isometries(group):
+    def predict(fields):  # knows directions and signs, not places
+        return (fields + 0.5 * fields.roll(1, -1)).clamp(min=0)[:, -1:]
+
+    fields = torch.randn(2, 3, 8, 8)
+    mean = group.symmetrized(predict, fields)
+    assert mean.shape == (2, 1, 8, 8)
+    none = torch.zeros(2, len(group.translations), dtype=torch.int64)
+    for i in range(len(group.isometries)):
+        moved = [group.apply(f, torch.full((2,), i), none) for f in (fields, mean, predict(fields))]
+        torch.testing.assert_close(group.symmetrized(predict, moved[0]), moved[1], rtol=1e-5, atol=1e-6)
+        assert i == 0 or relative_error(predict(moved[0]), moved[2]) > 0.1  # which the prediction itself does not
+    same = group.symmetrized(lambda f: 2 * f, fields)  # what commutes stays what it is
+    torch.testing.assert_close(same, 2 * fields)
+
+
 def test_frames_and_fields_of_a_trajectory_move_together_and_trajectories_apart():
     group = free_navier_stokes()
     fields = torch.randn(4, 3, 2, 8, 8)
