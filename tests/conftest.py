@@ -1,4 +1,4 @@
-"""Every test starts from the same seed and without compiled code of the one before."""
+"""Every test starts from the same seed and precision and without compiled code of the one before."""
 
 import os
 
@@ -13,6 +13,7 @@ if not torch.cuda.is_available():  # Triton kernels then run in its interpreter,
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+    torch.set_float32_matmul_precision("highest")  # programs that a test calls may have set another
 
 
 def pytest_collection_modifyitems(items):
