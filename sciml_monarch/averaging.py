@@ -4,12 +4,39 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 
-class Averaging(EMAWeightAveraging):
-    """An exponential moving average of the weights, which is validated and saved, and is the network after the fit.
+class MovingAverage:
+    """An exponential moving average of many tensors at once, that begins with fast steps.
+
+    The decay is at most ``(1 + t) / (10 + t)`` after ``t`` steps, so that the average of a short training is not one
+    of its start (as in TensorFlow's ``ExponentialMovingAverage``).
+
+    Args:
+        decay: Of the average at each step, once that is less.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+
+    @torch.no_grad()
+    def __call__(self, averages: list[Tensor], tensors: list[Tensor], n_averaged: Tensor | int) -> None:
+        """Moves the averages towards the tensors.
+
+        Args:
+            averages: Moved in place.
+            tensors: Of the same shapes and device, in any floating dtype.
+            n_averaged: Steps before this one.
+        """
+        t = int(n_averaged)
+        wide = [tensor.to(average.dtype) for average, tensor in zip(averages, tensors, strict=True)]
+        torch._foreach_lerp_(averages, wide, 1 - min(self.decay, (1 + t) / (10 + t)))
+
+
+class Averaging(WeightAveraging):
+    """A :class:`MovingAverage` of the weights, which is validated and saved, and is the network after the fit.
 
     Lightning's own (2.6) leaves the weights of the last step in the task where a training that is resumed has no step
     left. And it swaps average and network for validation through the network's dtype, which rounds an average that is
@@ -20,7 +47,7 @@ class Averaging(EMAWeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        super().__init__(decay=decay, use_buffers=False)
+        super().__init__(use_buffers=False, multi_avg_fn=MovingAverage(decay))
         self._exact: list[Tensor] = []
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

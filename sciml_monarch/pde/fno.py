@@ -18,6 +18,7 @@ from sciml_monarch.pde.base import Operator, Prepared
 from sciml_monarch.pde.mixing import ChannelMLP, Mixing, mixing_options, pointwise
 from sciml_monarch.pde.perceptron import apply_linear, apply_perceptron, is_only, is_plain_map, perceptron
 from sciml_monarch.pde.pointwise import pointwise_linear
+from sciml_monarch.pde.positions import coordinates
 from sciml_monarch.pde.resample import Interpolation
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv, prepare_alike
 
@@ -274,9 +275,3 @@ class MonarchFNO(Operator):
 
 def _are_alike(conv: MonarchSpectralConv, other: MonarchSpectralConv) -> bool:
     return all(getattr(conv, key) == getattr(other, key) for key in ("grid", "n_modes", "interpolation"))
-
-
-def coordinates(grid: Sequence[int], like: Tensor) -> Tensor:
-    """Coordinates of the points in units of the domain length, ``(1, d, *grid)``, left end included."""
-    axes = [torch.arange(n, device=like.device, dtype=like.dtype) / n for n in grid]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")).unsqueeze(0)

@@ -3,6 +3,7 @@
 from typing import TypeGuard
 
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from sciml_monarch.monarch.kernels.backend import autocast
 from sciml_monarch.monarch.kernels.pointwise import linear_asked
@@ -27,6 +28,33 @@ def perceptron(
         nn.GELU(),
         pointwise(hidden_channels, out_channels, blocks=blocks, rank=rank),
     )
+
+
+class GatedPerceptron(nn.Module):
+    """A linear map of the channels of every point to twice as many, a half times the GELU of the other, and another.
+
+    GEGLU (Shazeer, arXiv 2002.05202, eq. 6), with biases. Products of two hidden fields, such as those of a velocity
+    and a gradient in the transport by a flow, need one hidden channel each.
+
+    Args:
+        in_channels: Channels of the input.
+        hidden_channels: Channels of each half.
+        out_channels: Channels of the output.
+        blocks: As in :func:`~sciml_monarch.pde.mixing.pointwise`.
+        rank: As there.
+    """
+
+    def __init__(
+        self, in_channels: int, hidden_channels: int, out_channels: int, blocks: int | None, rank: int | None
+    ) -> None:
+        super().__init__()
+        self.up = pointwise(in_channels, 2 * hidden_channels, blocks=blocks, rank=rank)
+        self.down = pointwise(hidden_channels, out_channels, blocks=blocks, rank=rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps fields ``(b, in_channels, *grid)`` to ``(b, out_channels, *grid)``."""
+        value, gate = apply_linear(self.up, x).chunk(2, 1)
+        return apply_linear(self.down, value * gelu(gate))
 
 
 def apply_perceptron(module: nn.Module, x: Tensor) -> Tensor:

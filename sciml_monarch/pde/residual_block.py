@@ -12,7 +12,7 @@ from sciml_monarch.monarch import MonarchLinear
 from sciml_monarch.monarch.conv import MonarchConv1x1
 from sciml_monarch.monarch.kernels.spectral_layout import Activation
 from sciml_monarch.pde.mixing import pointwise
-from sciml_monarch.pde.perceptron import apply_perceptron, perceptron
+from sciml_monarch.pde.perceptron import GatedPerceptron, apply_perceptron, perceptron
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv
 
 NormalizationKind = Literal["none", "instance", "layer"]
@@ -144,7 +144,7 @@ class ResidualBlock(nn.Module):
     The residual connection goes around the non-linearity and the two-layer feed-forward network, as in F-FNO (Tran et
     al., ICLR 2023, eq. 4 and 7), which has no GELU between spectral convolution and network. The normalisation stands
     in the branch, so that the identity reaches from the first layer to the last (pre-norm: He et al., ECCV 2016; Xiong
-    et al., ICML 2020).
+    et al., ICML 2020). With ``gated`` it is ``x + gated_mlp(spectral(norm(x)) + local(norm(x)))``.
 
     Args:
         width: Channels.
@@ -159,6 +159,7 @@ class ResidualBlock(nn.Module):
         activation: Behind the spectral convolution, "identity" or "gelu".
         blocks: Blocks of Monarch matrices for the linear maps at every point; ``None``: dense.
         rank: Rank of their sub-blocks; ``None``: as in the Monarch paper.
+        gated: Whether the channel MLP is a :class:`~sciml_monarch.pde.perceptron.GatedPerceptron`.
     """
 
     def __init__(
@@ -175,6 +176,7 @@ class ResidualBlock(nn.Module):
         activation: Activation,
         blocks: int | None,
         rank: int | None,
+        gated: bool,
     ) -> None:
         super().__init__()
         self.residual, self.activation = residual, activation
@@ -189,8 +191,10 @@ class ResidualBlock(nn.Module):
             self.local = pointwise(width, width, False, blocks, rank)
         elif local_kernel:
             self.local = PeriodicConv(width, local_kernel, grid)
-        self.mlp: nn.Sequential | None = None
-        if hidden_channels:
+        self.mlp: nn.Sequential | GatedPerceptron | None = None
+        if hidden_channels and gated:
+            self.mlp = GatedPerceptron(width, hidden_channels, width, blocks, rank)
+        elif hidden_channels:
             self.mlp = perceptron(width, hidden_channels, width, blocks, rank)
 
     @property
@@ -205,7 +209,10 @@ class ResidualBlock(nn.Module):
         Args:
             factor: By which.
         """
-        if self.mlp is not None:
+        last: list[nn.Module]
+        if isinstance(self.mlp, GatedPerceptron):
+            last = [self.mlp.down]
+        elif self.mlp is not None:
             last = [self.mlp[-1]]
         else:
             last = [*self.spectral_convs, *([] if self.local is None else [self.local])]
@@ -233,6 +240,8 @@ class ResidualBlock(nn.Module):
         else:
             shortcut = None if skip is None else skip(y.flatten(2)).unflatten(2, grid)
         y = self.spectral(y, tuple(prepared), shortcut, self.activation)
-        if self.mlp is not None:
+        if isinstance(self.mlp, GatedPerceptron):
+            y = self.mlp(y)
+        elif self.mlp is not None:
             y = apply_perceptron(self.mlp, y)
         return x + y if self.residual else y

@@ -2,20 +2,21 @@
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.pde.base import Operator, Prepared
-from sciml_monarch.pde.fno import coordinates
 from sciml_monarch.pde.mixing import pointwise
 from sciml_monarch.pde.perceptron import apply_linear, apply_perceptron, perceptron
+from sciml_monarch.pde.positions import coordinates, periodic_coordinates
 from sciml_monarch.pde.residual_block import NormalizationKind, ResidualBlock
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv, mixing_matrices, prepare_alike
 
 LOCAL_KERNELS = (0, 1, 3, 5)
+Positions = Literal["linear", "periodic"]
 
 
 class ResidualMonarchFNO(Operator):
@@ -51,6 +52,11 @@ class ResidualMonarchFNO(Operator):
         residual: Whether the blocks have residual connections.
         blocks: Blocks of Monarch matrices for the linear maps of channels; ``None``: dense.
         rank: Rank of their sub-blocks; ``None``: as in the Monarch paper.
+        gated: Channel MLPs that multiply two hidden fields, ``down(value * gelu(gate))`` with ``value`` and ``gate``
+            linear in ``spectral(norm(x)) + local(norm(x))``; see
+            :class:`~sciml_monarch.pde.perceptron.GatedPerceptron`. ``mlp_ratio`` counts the channels of one.
+        positions: What is appended to the fields: "linear", the coordinates; "periodic", their sines and cosines as
+            angles, for periodic domains.
 
     Raises:
         InputError: An argument is out of range, or an axis keeps more modes than it has points.
@@ -74,6 +80,8 @@ class ResidualMonarchFNO(Operator):
         residual: bool = True,
         blocks: int | None = None,
         rank: int | None = None,
+        gated: bool = False,
+        positions: Positions = "linear",
     ) -> None:
         super().__init__(
             dict(
@@ -93,11 +101,15 @@ class ResidualMonarchFNO(Operator):
                 residual=residual,
                 blocks=blocks,
                 rank=rank,
+                gated=gated,
+                positions=positions,
             )
         )
         _check(self.config)
         self.grid, self.share_transforms = tuple(grid), share_transforms
-        self.lifting = pointwise(in_channels + len(grid), width, blocks=blocks, rank=rank)
+        self.positions = positions
+        n_positions = len(grid) if positions == "linear" else 2 * len(grid)
+        self.lifting = pointwise(in_channels + n_positions, width, blocks=blocks, rank=rank)
         self.layers: Sequence[ResidualBlock] = nn.ModuleList(  # type: ignore[assignment]
             ResidualBlock(
                 width,
@@ -109,9 +121,10 @@ class ResidualMonarchFNO(Operator):
                 factorized,
                 learn_transforms,
                 residual,
-                "gelu" if residual or i < n_layers - 1 else "identity",
+                "gelu" if not gated and (residual or i < n_layers - 1) else "identity",
                 blocks,
                 rank,
+                gated,
             )
             for i in range(n_layers)
         )
@@ -157,7 +170,8 @@ class ResidualMonarchFNO(Operator):
         if prepared is None:
             prepared = self.prepare(tuple(grid))
         per_layer = len(prepared) // len(self.layers)
-        x = torch.cat([x, coordinates(grid, x).expand(x.shape[0], -1, *grid)], 1)
+        places = coordinates(grid, x) if self.positions == "linear" else periodic_coordinates(grid, x)
+        x = torch.cat([x, places.expand(x.shape[0], -1, *grid)], 1)
         x = apply_linear(self.lifting, x)
         for i, layer in enumerate(self.layers):
             x = layer(x, prepared[i * per_layer : (i + 1) * per_layer])
@@ -195,6 +209,10 @@ def _check(config: dict[str, object]) -> None:
     if config["normalization"] not in get_args(NormalizationKind):
         names = ", ".join(get_args(NormalizationKind))
         raise InputError(f"normalization is {config['normalization']!r}; it must be one of {names}")
+    if config["gated"] and ratio == 0:
+        raise InputError("gated is the form of the channel MLPs, which mlp_ratio 0 leaves out; set one of them")
+    if config["positions"] not in get_args(Positions):
+        raise InputError(f"positions is {config['positions']!r}; it must be one of {', '.join(get_args(Positions))}")
     kernel = config["local_kernel"]
     if kernel not in LOCAL_KERNELS:
         raise InputError(f"local_kernel is {kernel}; it must be one of {', '.join(map(str, LOCAL_KERNELS))}")

@@ -16,6 +16,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 from sciml_monarch.errors import InputError
 from sciml_monarch.pde.base import Operator, Prepared
 from sciml_monarch.pde.mixing import linear, pointwise
+from sciml_monarch.pde.positions import coordinates, periodic_coordinates
 
 MLP_RATIO = 4
 # Harmonics of the domain that positions turn queries and keys by: all that 16 tokens an axis resolve. Higher ones
@@ -35,9 +36,8 @@ def position_features(grid: Sequence[int], device: torch.device | None = None) -
     Returns:
         ``(1, 3 d, *grid)``, float32.
     """
-    axes = [torch.arange(n, device=device, dtype=torch.float32) / n for n in grid]
-    x = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # (d, *grid)
-    return torch.cat([x, torch.sin(2 * pi * x), torch.cos(2 * pi * x)]).unsqueeze(0)
+    like = torch.empty(0, device=device, dtype=torch.float32)
+    return torch.cat([coordinates(grid, like), periodic_coordinates(grid, like)], 1)
 
 
 def rotations(tokens: Sequence[int], head_width: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sciml_monarch import load
+from sciml_monarch.averaging import MovingAverage
 from sciml_monarch.pde.task import PDETask
 from sciml_monarch.training import LAST, fit
 from tests.pde.rollout_runs import CPU, OPTIMIZATION, data, monarch, same
@@ -38,3 +39,13 @@ def test_validation_changes_no_training(precision, vorticity_folder, tmp_path):
         states.append((state["state_dict"], state["current_model_state"]))
     for without, validated in zip(*states, strict=True):
         assert all(torch.equal(validated[name], value) for name, value in without.items())
+
+
+@pytest.mark.parametrize(("decay", "first"), [(0.9, 2 / 11), (0.1, 0.1)])
+def test_a_moving_average_forgets_its_start_and_then_slows_down(decay, first):
+    average, step = [torch.ones(2), torch.ones(1)], MovingAverage(decay)
+    step(average, [torch.zeros(2), torch.zeros(1)], torch.tensor(1))
+    assert average[0].tolist() == pytest.approx([first] * 2)
+    step(average, [torch.zeros(2), torch.ones(1)], torch.tensor(1000))
+    assert average[0].tolist() == pytest.approx([first * decay] * 2)
+    assert average[1].tolist() == pytest.approx([1 - decay + first * decay])

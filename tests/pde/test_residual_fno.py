@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sciml_monarch import InputError
 from sciml_monarch.pde import MonarchFNO, MonarchSpectralConv, ResidualMonarchFNO, n_parameters, rollout
-from sciml_monarch.pde.fno import coordinates
+from sciml_monarch.pde.positions import coordinates
 from sciml_monarch.pde.residual_block import FactorizedSpectralConv, PeriodicConv
 from tests.pde.test_fno import perturb_transforms
 
@@ -68,7 +68,11 @@ def at_points(linear, x):
 
 def reference(net, x):
     """The network of frozen transforms, with torch.fft and torch's own layers."""
-    x = at_points(net.lifting, torch.cat([x, coordinates(x.shape[2:], x).expand(len(x), -1, *x.shape[2:])], 1))
+    places = coordinates(x.shape[2:], x)
+    if net.config["positions"] == "periodic":
+        angles = 2 * torch.pi * places
+        places = torch.cat([angles.sin(), angles.cos()], 1)
+    x = at_points(net.lifting, torch.cat([x, places.expand(len(x), -1, *x.shape[2:])], 1))
     for layer in net.layers:
         kind, norm = getattr(layer.norm, "kind", None), layer.norm
         y = x
@@ -81,6 +85,10 @@ def reference(net, x):
             z = z + stencil(layer.local.weight, y)
         elif layer.local is not None:
             z = z + at_points(layer.local, y)
+        if net.config["gated"]:
+            value, gate = at_points(layer.mlp.up, z).chunk(2, 1)
+            x = x + at_points(layer.mlp.down, value * F.gelu(gate))
+            continue
         z = F.gelu(z)
         if layer.mlp is not None:
             z = at_points(layer.mlp[2], F.gelu(at_points(layer.mlp[0], z)))
@@ -100,7 +108,16 @@ def assert_equal(found, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("factorized", [False, True])
-@pytest.mark.parametrize("options", [{}, EVERYTHING, dict(normalization="layer", local_kernel=1, mlp_ratio=0)], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        EVERYTHING,
+        EVERYTHING | dict(gated=True, positions="periodic"),
+        dict(normalization="layer", local_kernel=1, mlp_ratio=0),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(
     ("grid", "n_modes"), [((8, 8), (6, 4)), ((8, 6), (4, 6)), ((16,), (7,)), ((6, 6, 6), (4, 2, 4))], ids=str
 )
@@ -218,7 +235,9 @@ def test_stencil_keeps_its_width_on_finer_grids():
 
 
 @pytest.mark.parametrize("normalization", ["none", "instance", "layer"])
-@pytest.mark.parametrize("options", [{}, dict(local_kernel=3), dict(mlp_ratio=0), dict(factorized=True)], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, dict(local_kernel=3), dict(mlp_ratio=0), dict(factorized=True), dict(gated=True)], ids=str
+)
 @torch.no_grad()
 def test_variance_stays_in_a_fresh_deep_network(normalization, options):
     net = make((16, 16), (12, 12), 16, n_layers=16, normalization=normalization, **options)
@@ -254,6 +273,7 @@ def grids(block):
         {},
         EVERYTHING,
         dict(factorized=True, share_transforms=True, normalization="layer"),
+        dict(gated=True, positions="periodic", normalization="instance", width=16, blocks=4),
         dict(share_transforms=True, local_kernel=1, mlp_ratio=4, width=16, blocks=4, rank=1),
     ],
     ids=str,
@@ -302,6 +322,8 @@ def test_half_precision_of_autocast_is_near(options):
         (dict(n_layers=0), "n_layers is 0; it must be 1 or more"),
         (dict(width=0), "width is 0"),
         (dict(blocks=0), "blocks is 0"),
+        (dict(gated=True, mlp_ratio=0), "gated is the form of the channel MLPs, which mlp_ratio 0"),
+        (dict(positions="polar"), "positions is 'polar'; it must be one of linear, periodic"),
         (dict(rank=2), "rank is 2 without blocks"),
         (dict(n_modes=(4,)), r"n_modes \[4\] and grid \[8, 8\]"),
         (dict(n_modes=(10, 4)), "axis 0 keeps 10 modes of a grid of 8 points"),
@@ -324,6 +346,7 @@ SETTINGS_OF_WAYS = {
     "residual_all_1e-5.yaml": {"width", "n_modes"},
     "residual_batch_80_1e-5.yaml": {"optimization", "batch_size"},
     "residual_factorized_all_1e-5.yaml": {"factorized", "n_modes"},
+    "residual_gated_1e-5.yaml": {"gated", "mlp_ratio"},
     "residual_single_step_1e-5.yaml": {"noise", "n_steps", "batch_size", "loader", "max_epochs"},
     "residual_fine_tuned_1e-5.yaml": {"init_from", "optimization", "max_epochs"},
     **{

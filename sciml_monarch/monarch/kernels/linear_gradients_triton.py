@@ -16,8 +16,9 @@ from torch import Tensor
 from sciml_monarch.monarch.kernels.backend import DotPrecision, dot_precision
 from sciml_monarch.monarch.kernels.device import device_of
 from sciml_monarch.monarch.kernels.linear_configs import Plan, Side, Sizes, WeightConfig, sides
-from sciml_monarch.monarch.kernels.linear_tiles_triton import columns_of, dot
+from sciml_monarch.monarch.kernels.linear_tiles_triton import columns_of
 from sciml_monarch.monarch.kernels.linear_triton import product
+from sciml_monarch.monarch.kernels.products_triton import dot
 
 REGROUP_TOKENS = 32  # tokens of a tile that is regrouped
 REGROUP_COLUMNS = 1024  # and its columns, about

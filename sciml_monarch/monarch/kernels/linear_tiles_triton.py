@@ -20,6 +20,8 @@ Two ways to keep memory accesses wide all the same:
 import triton
 import triton.language as tl
 
+from sciml_monarch.monarch.kernels.products_triton import dot
+
 
 @triton.jit
 def columns_of(c, block, SIDE: tl.constexpr):
@@ -40,18 +42,6 @@ def columns_of(c, block, SIDE: tl.constexpr):
         column = run * SIDE[7] + i
         index = i * SIDE[6] + run - block * SIDE[5]
     return column, index, exists
-
-
-@triton.jit
-def dot(a, b, acc, PRECISION: tl.constexpr):
-    """Adds ``a b`` to ``acc`` in the precision that was asked for."""
-    if PRECISION == "bf16":
-        acc = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
-    elif PRECISION == "native":
-        acc = tl.dot(a, b, acc)
-    else:
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
-    return acc
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from sciml_monarch.monarch.kernels.pointwise_tiles_triton import load_fields, load_weights, normal
-from sciml_monarch.monarch.kernels.spectral_kernels_triton import dot
+from sciml_monarch.monarch.kernels.products_triton import dot
 
 
 @triton.jit

@@ -6,22 +6,13 @@ padded on the chip only, to a power of two or to the sum of two: 66 to 64 + 16, 
 """
 
 # What a kernel is launched with types it; a branch on a constant needs its else.
-# ruff: noqa: ANN001, ANN201, RET505
+# ruff: noqa: ANN001, ANN201
 # mypy: disable-error-code="no-untyped-def"
 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def dot(a, b, acc, PRECISION: tl.constexpr):
-    """``acc + a b`` with float32 sums."""
-    if PRECISION == "bf16":
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
-    elif PRECISION == "native":
-        return tl.dot(a, b, acc)
-    else:
-        return tl.dot(a, b, acc, input_precision=PRECISION)
+from sciml_monarch.monarch.kernels.products_triton import dot
 
 
 @triton.jit

@@ -11,7 +11,7 @@ one are never written. With ``CONJUGATE`` the product is with the conjugate of t
 import triton
 import triton.language as tl
 
-from sciml_monarch.monarch.kernels.spectral_kernels_triton import dot
+from sciml_monarch.monarch.kernels.products_triton import dot
 
 
 @triton.jit

@@ -11,14 +11,7 @@ numbers are pairs in memory and two planes in registers.
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def multiply_add(a, b, total, PRECISION: tl.constexpr):
-    """Batched product of ``a`` and ``b``, summed in float32 onto ``total``."""
-    if PRECISION == "bf16":
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), total)
-    else:
-        return tl.dot(a, b, total, input_precision=PRECISION)
+from sciml_monarch.monarch.kernels.products_triton import dot
 
 
 @triton.jit
@@ -156,11 +149,11 @@ def multiply_complex(
     A_COMPLEX: tl.constexpr, B_COMPLEX: tl.constexpr, BOTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds ``a b`` onto ``real`` and, where ``BOTH`` are wanted, ``imaginary``."""
-    real = multiply_add(a_real, b_real, real, PRECISION)
+    real = dot(a_real, b_real, real, PRECISION)
     if A_COMPLEX and B_COMPLEX:
-        real = multiply_add(-a_imaginary, b_imaginary, real, PRECISION)
+        real = dot(-a_imaginary, b_imaginary, real, PRECISION)
     if BOTH and A_COMPLEX:
-        imaginary = multiply_add(a_imaginary, b_real, imaginary, PRECISION)
+        imaginary = dot(a_imaginary, b_real, imaginary, PRECISION)
     if BOTH and B_COMPLEX:
-        imaginary = multiply_add(a_real, b_imaginary, imaginary, PRECISION)
+        imaginary = dot(a_real, b_imaginary, imaginary, PRECISION)
     return real, imaginary

@@ -60,6 +60,7 @@ class Usage(NamedTuple):
         spilled: Bytes of registers that a thread keeps in memory.
         async_copies: Instructions that copy past the registers, 16 bytes at a time.
         stores: Instructions that store to the GPU's memory.
+        roundings: Instructions that round to TF32.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Usage(NamedTuple):
     spilled: int
     async_copies: int
     stores: int
+    roundings: int
 
 
 class Caught:
@@ -107,10 +109,10 @@ class Caught:
 
 def _usage(name: str, constants: dict[str, Any], compiled: Any) -> Usage:
     ptx = compiled.asm["ptx"]
-    words = "wgmma.mma_async", "mma.sync", "cp.async.cg", "st.global"
-    fast_products, slow_products, async_copies, stores = map(ptx.count, words)
-    spilled = _stack_bytes(compiled.asm["cubin"])
-    return Usage(name, constants, compiled.metadata.shared, fast_products, slow_products, spilled, async_copies, stores)
+    fast_products, slow_products = map(ptx.count, ("wgmma.mma_async", "mma.sync"))
+    async_copies, stores, roundings = map(ptx.count, ("cp.async.cg", "st.global", "cvt.rna.tf32"))
+    spilled, shared = _stack_bytes(compiled.asm["cubin"]), compiled.metadata.shared
+    return Usage(name, constants, shared, fast_products, slow_products, spilled, async_copies, stores, roundings)
 
 
 def _stack_bytes(cubin: bytes) -> int:

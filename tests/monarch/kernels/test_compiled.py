@@ -55,6 +55,7 @@ def test_every_kernel_compiles_and_fits_a_multiprocessor():
         assert usage["shared"] <= KERNEL_SHARED_BYTES, usage
         on_tensor_cores = usage["fast_products"] + usage["slow_products"] > 0
         assert on_tensor_cores == (usage["name"] != "regroup_kernel"), usage
+        assert (usage["roundings"] > 0) == (usage["constants"].get("PRECISION") == "tf32"), usage
 
 
 def test_what_is_chosen_is_tensor_core_code_that_fits_a_multiprocessor():

@@ -1,0 +1,41 @@
+"""The product of two tiles on the tensor cores, in each precision that a kernel may be asked for."""
+
+# What a kernel is launched with types it; a branch on a constant needs its else.
+# ruff: noqa: ANN001, ANN201, ANN202, RET505
+# mypy: disable-error-code="no-untyped-def"
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def _to_tf32(x):
+    """The nearest TF32 numbers: the tensor cores take float32 numbers too, but drop their last 13 bits.
+
+    That makes each operand smaller, so that the errors of a sum do not cancel. The interpreter, which multiplies at
+    float32's accuracy, has no instructions of a GPU.
+    """
+    if INTERPRETED:
+        return x
+    else:
+        return tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """``acc + a b`` with float32 sums; of tiles with three axes, products of the last two.
+
+    ``PRECISION`` is what :func:`~sciml_monarch.monarch.kernels.backend.dot_precision` gives.
+    """
+    if PRECISION == "bf16":
+        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
+    elif PRECISION == "native":
+        return tl.dot(a, b, acc)
+    elif PRECISION == "tf32":
+        return tl.dot(_to_tf32(a), _to_tf32(b), acc, input_precision="tf32")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)

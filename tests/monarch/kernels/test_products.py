@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from tests.helpers import needs_triton
+
+pytestmark = needs_triton
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# of the mean of many products of positive numbers; dropped bits would make them smaller by 3e-4 in TF32
+BIAS = {"tf32x3": 1e-6, "tf32": 5e-5, "bf16": 4e-4, "native": 1e-6}
+
+
+@pytest.mark.parametrize("precision", BIAS)
+@pytest.mark.parametrize("batch", [0, 2])
+def test_operands_are_rounded_and_not_cut_off(precision, batch):
+    from tests.monarch.kernels.product_kernel import product
+
+    if DEVICE == "cpu" and precision == "bf16":
+        pytest.skip("Triton's interpreter multiplies bfloat16 wrongly")
+    n = 64
+    shape = (batch, n, n) if batch else (n, n)
+    generator = torch.Generator().manual_seed(0)
+    a, b, start = (torch.rand(shape, generator=generator).to(DEVICE) + 0.5 for _ in range(3))
+    if precision == "native":
+        a, b = a.half(), b.half()
+    found = product(a, b, start, precision)
+    exact = a.double() @ b.double() + start.double()
+    error = found.double() / exact - 1
+    assert abs(error.mean()) < BIAS[precision]
+    assert error.abs().max() < 40 * BIAS[precision]
