@@ -22,17 +22,20 @@ class MovingAverage:
         self.decay = decay
 
     @torch.no_grad()
-    def __call__(self, averages: list[Tensor], tensors: list[Tensor], n_averaged: Tensor | int) -> None:
+    def __call__(self, averages: list[Tensor], tensors: list[Tensor], n_averaged: Tensor) -> None:
         """Moves the averages towards the tensors.
 
         Args:
             averages: Moved in place.
             tensors: Of the same shapes and device, in any floating dtype.
-            n_averaged: Steps before this one.
+            n_averaged: Steps before this one, on that device: nothing waits for it.
         """
-        t = int(n_averaged)
+        t = n_averaged.double()
+        share = (1 - ((1 + t) / (10 + t)).clamp(max=self.decay)).to(averages[0].dtype.to_real())
         wide = [tensor.to(average.dtype) for average, tensor in zip(averages, tensors, strict=True)]
-        torch._foreach_lerp_(averages, wide, 1 - min(self.decay, (1 + t) / (10 + t)))
+        moves = torch._foreach_sub(wide, averages)
+        torch._foreach_mul_(moves, share)
+        torch._foreach_add_(averages, moves)
 
 
 class Averaging(WeightAveraging):
@@ -40,7 +43,8 @@ class Averaging(WeightAveraging):
 
     Lightning's own (2.6) leaves the weights of the last step in the task where a training that is resumed has no step
     left. And it swaps average and network for validation through the network's dtype, which rounds an average that is
-    kept more exactly. Buffers are the network's, not averages of permutations.
+    kept more exactly. And it keeps the average on the CPU, where the network is when Lightning sets callbacks up, so
+    that every step waits for all weights to be copied there. Buffers are the network's, not averages of permutations.
 
     Args:
         decay: Of the average at each step.
@@ -49,6 +53,11 @@ class Averaging(WeightAveraging):
     def __init__(self, decay: float) -> None:
         super().__init__(use_buffers=False, multi_avg_fn=MovingAverage(decay))
         self._exact: list[Tensor] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes the average to the network's device; the number of steps stays, so that nothing waits for it."""
+        if self._average_model is not None:
+            self._average_model.module.to(pl_module.device)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts the average into the network."""

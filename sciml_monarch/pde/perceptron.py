@@ -5,7 +5,7 @@ from typing import TypeGuard
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from sciml_monarch.monarch.kernels.backend import autocast
+from sciml_monarch.monarch.kernels.backend import autocast, is_replayed
 from sciml_monarch.monarch.kernels.pointwise import linear_asked
 from sciml_monarch.pde.mixing import pointwise
 from sciml_monarch.pde.pointwise import pointwise_linear, pointwise_mlp
@@ -69,8 +69,12 @@ def apply_perceptron(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
-    """Applies a linear map of the channels to fields ``(b, channels, *grid)``."""
-    if is_plain_map(module) and linear_asked(autocast(x), module.weight):
+    """Applies a linear map of the channels to fields ``(b, channels, *grid)``.
+
+    In CUDA graphs never as the convolution that it is: cuDNN's gradient of its weight takes several times as long as
+    products do.
+    """
+    if is_plain_map(module) and (is_replayed() or linear_asked(autocast(x), module.weight)):
         return pointwise_linear(x, module.weight[..., 0], bias=module.bias)
     return module(x.flatten(2)).unflatten(2, x.shape[2:])
 

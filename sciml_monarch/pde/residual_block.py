@@ -6,15 +6,16 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d, conv2d, conv3d, gelu, pad
+from torch.nn.functional import conv1d, conv2d, conv3d, gelu, instance_norm, pad
 
 from sciml_monarch.monarch import MonarchLinear
 from sciml_monarch.monarch.conv import MonarchConv1x1
 from sciml_monarch.monarch.kernels.spectral_layout import Activation
 from sciml_monarch.pde.mixing import pointwise
-from sciml_monarch.pde.perceptron import GatedPerceptron, apply_perceptron, perceptron
+from sciml_monarch.pde.perceptron import GatedPerceptron, apply_linear, apply_perceptron, perceptron
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv
 
+EPSILON = 1e-5  # added to variances, as torch's layers do
 NormalizationKind = Literal["none", "instance", "layer"]
 
 
@@ -38,11 +39,12 @@ class Normalization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(b, channels, *grid)`` to the same shape and dtype."""
-        over = tuple(range(2, x.ndim)) if self.kind == "instance" else (1,)
+        if self.kind == "instance":  # torch has kernels of its own for it
+            return instance_norm(x, weight=self.weight, bias=self.bias, eps=EPSILON).to(x.dtype)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        variance, mean = torch.var_mean(wide, over, correction=0, keepdim=True)
+        variance, mean = torch.var_mean(wide, 1, correction=0, keepdim=True)
         weight, bias = (p.view(-1, *(1,) * (x.ndim - 2)) for p in (self.weight, self.bias))
-        return ((wide - mean) * (variance + 1e-5).rsqrt() * weight + bias).to(x.dtype)
+        return ((wide - mean) * (variance + EPSILON).rsqrt() * weight + bias).to(x.dtype)
 
     def extra_repr(self) -> str:
         """Sizes for ``print``."""
@@ -232,13 +234,11 @@ class ResidualBlock(nn.Module):
         Returns:
             Fields of the same shape.
         """
-        grid = x.shape[2:]
         y = self.norm(x)
-        skip = self.local
-        if isinstance(skip, PeriodicConv):
-            shortcut = skip(y)
+        if isinstance(self.local, PeriodicConv):
+            shortcut = self.local(y)
         else:
-            shortcut = None if skip is None else skip(y.flatten(2)).unflatten(2, grid)
+            shortcut = None if self.local is None else apply_linear(self.local, y)
         y = self.spectral(y, tuple(prepared), shortcut, self.activation)
         if isinstance(self.mlp, GatedPerceptron):
             y = self.mlp(y)

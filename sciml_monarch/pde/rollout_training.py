@@ -24,15 +24,16 @@ from sciml_monarch.pde.data import TrajectoryData
 from sciml_monarch.pde.windows import Windows
 
 
-def generator_at(*place: int | str) -> torch.Generator:
-    """Generator on the CPU whose draws depend on what is given, and on nothing that ran before.
+def generator_at(*place: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Generator whose draws depend on what is given and on the kind of device, and on nothing that ran before.
 
     Args:
         place: For example purpose, seed, epoch, batch and rank.
+        device: That it draws for.
     """
     # a hash, as torch's generator on the CPU takes no more than the lowest 32 bits of a seed
     digest = hashlib.blake2b(repr(place).encode(), digest_size=4).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
 
 
 def with_noise(history: Tensor, std: Tensor, generator: torch.Generator) -> Tensor:
@@ -42,12 +43,12 @@ def with_noise(history: Tensor, std: Tensor, generator: torch.Generator) -> Tens
         history: ``(b, n_history, c, *grid)``.
         std: Standard deviation of the noise for each field of each frame, ``(n_history * c,)``, in the units of
             ``history``.
-        generator: On the CPU, so that the draws do not depend on the device.
+        generator: On the device of ``history``: a CPU takes longer to draw so many numbers than a GPU to train on them.
 
     Returns:
         The frames with noise, of the same shape.
     """
-    draws = torch.randn(history.shape, generator=generator).to(history)
+    draws = torch.randn(history.shape, generator=generator, device=history.device, dtype=history.dtype)
     return history + draws * std.view(*history.shape[1:3], *(1,) * (history.ndim - 3))
 
 

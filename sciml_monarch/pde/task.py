@@ -257,11 +257,13 @@ class PDETask(L.LightningModule):
         """The known frames with noise, drawn anew in each epoch."""
         if self.noise == 0:
             return history
-        return with_noise(history, self.noise * self.surrogate.input_std, self._generator("noise", batch_idx))
+        generator = self._generator("noise", batch_idx, history.device)
+        return with_noise(history, self.noise * self.surrogate.input_std, generator)
 
-    def _generator(self, purpose: str, batch_idx: int) -> torch.Generator:
+    def _generator(self, purpose: str, batch_idx: int, device: torch.device | str = "cpu") -> torch.Generator:
         """One for each batch: a training that is resumed draws what one without a break draws."""
-        return generator_at(purpose, torch.initial_seed(), self.current_epoch, batch_idx, self.global_rank)
+        place = purpose, torch.initial_seed(), self.current_epoch, batch_idx, self.global_rank
+        return generator_at(*place, device=device)
 
     def on_train_epoch_end(self) -> None:
         """Stops a training that has diverged, which would otherwise run on for hours."""

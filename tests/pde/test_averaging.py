@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sciml_monarch import load
-from sciml_monarch.averaging import MovingAverage
+from sciml_monarch.averaging import Averaging, MovingAverage
 from sciml_monarch.pde.task import PDETask
 from sciml_monarch.training import LAST, fit
 from tests.pde.rollout_runs import CPU, OPTIMIZATION, data, monarch, same
@@ -49,3 +49,17 @@ def test_a_moving_average_forgets_its_start_and_then_slows_down(decay, first):
     step(average, [torch.zeros(2), torch.ones(1)], torch.tensor(1000))
     assert average[0].tolist() == pytest.approx([first * decay] * 2)
     assert average[1].tolist() == pytest.approx([1 - decay + first * decay])
+
+
+def test_complex_weights_are_averaged_too():
+    average = [torch.ones(1, dtype=torch.complex64)]
+    MovingAverage(0.5)(average, [torch.tensor([3j])], torch.tensor(100))
+    assert average[0].item() == pytest.approx(0.5 + 1.5j)
+
+
+def test_the_average_lies_where_the_network_is_trained():
+    averaging, task = Averaging(0.9), PDETask(monarch())
+    averaging.setup(None, task, "fit")
+    averaging.on_fit_start(None, task.to("meta"))
+    assert {tensor.device.type for tensor in averaging._averages()} == {"meta"}
+    assert averaging._average_model.n_averaged.device.type == "cpu"

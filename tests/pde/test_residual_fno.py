@@ -77,7 +77,9 @@ def reference(net, x):
         kind, norm = getattr(layer.norm, "kind", None), layer.norm
         y = x
         if kind == "instance":
-            y = F.instance_norm(x, weight=norm.weight, bias=norm.bias)
+            over = tuple(range(2, x.ndim))
+            y = (x - x.mean(over, keepdim=True)) / (x.var(over, correction=0, keepdim=True) + 1e-5).sqrt()
+            y = y * norm.weight.view(-1, *(1,) * len(over)) + norm.bias.view(-1, *(1,) * len(over))
         elif kind == "layer":
             y = F.layer_norm(x.movedim(1, -1), x.shape[1:2], norm.weight, norm.bias).movedim(-1, 1)
         z = fft_spectral(layer.spectral, y)

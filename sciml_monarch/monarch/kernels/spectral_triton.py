@@ -21,6 +21,7 @@ from sciml_monarch.monarch.kernels.spectral_planes_triton import (
 from sciml_monarch.monarch.kernels.spectral_products import AT_ONCE, ThinProducts
 
 LARGE = 2**21  # numbers of an operand
+LARGEST = 2**25
 N_PROGRAMS = 264  # that share rows to be summed: two for each multiprocessor of an H200; on others only speed differs
 
 
@@ -285,16 +286,17 @@ def weigh_planes(g: Tensor, z: Tensor, conjugate: bool, config: Config | None = 
 KERNELS = ThinProducts(narrow, lambda y, matrix: widen(y, matrix)[0], weigh, narrow_planes, turn, weigh_planes)
 
 
-def _left_to_cublas(x: Tensor) -> bool:
-    """Whether torch was measured to widen and weigh faster: TF32 takes operands in one order of memory only.
+def _left_to_cublas(x: Tensor, large: int = LARGE) -> bool:
+    """Whether torch was measured to be faster: TF32 takes operands in one order of memory only.
 
     Triton turns them around as slowly as it reads them; cuBLAS does not, but takes longer for small ones.
     """
-    return dot_precision(x.dtype) == "tf32" and x.numel() >= LARGE
+    return dot_precision(x.dtype) == "tf32" and x.numel() >= large
 
 
 FASTEST = ThinProducts(
-    narrow,
+    # to round what is read costs a kernel that is bound by reading an eighth more than cuBLAS takes
+    lambda x, matrix: (AT_ONCE if _left_to_cublas(x, LARGEST) else KERNELS).narrow(x, matrix),
     lambda y, matrix: (AT_ONCE.widen if _left_to_cublas(y) else KERNELS.widen)(y, matrix),
     lambda y, x: (AT_ONCE if _left_to_cublas(y) else KERNELS).weigh(y, x),
     narrow_planes,

@@ -114,7 +114,7 @@ def test_planes_are_complex_numbers(conjugate, inner, precision):
 def test_what_is_measured_to_be_fastest_computes_the_same(left_to_cublas, monkeypatch):
     from sciml_monarch.monarch.kernels import spectral_triton
 
-    monkeypatch.setattr(spectral_triton, "_left_to_cublas", lambda x: left_to_cublas)
+    monkeypatch.setattr(spectral_triton, "_left_to_cublas", lambda *_: left_to_cublas)
     x, y, matrix = randn(1, 12, 20, seed=1), randn(1, 7, 12, seed=2), randn(7, 20, seed=3)
     z, g, planes = randn(2, 12, 20, seed=4), randn(2, 7, 12, seed=5), randn(2, 7, 20, seed=6)
     inputs = ((x, matrix), (y, matrix.mT), (y, x), (z, planes, False, 6), (g, planes.mT, False), (g, z, False))
