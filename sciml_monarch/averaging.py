@@ -1,5 +1,6 @@
 """Averaged weights in a training: Lightning's moving average, and what it leaves to be mended."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -8,38 +9,28 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 
-class MovingAverage:
-    """An exponential moving average of many tensors at once, that begins with fast steps.
+@torch.no_grad()
+def move_average(averages: Sequence[Tensor], tensors: Sequence[Tensor], n_averaged: int, decay: float) -> None:
+    """One step of an exponential moving average, which begins with fast steps.
 
     The decay is at most ``(1 + t) / (10 + t)`` after ``t`` steps, so that the average of a short training is not one
-    of its start (as in TensorFlow's ``ExponentialMovingAverage``).
+    of its start (as in TensorFlow's ``ExponentialMovingAverage``). The first step takes over the tensors.
 
     Args:
+        averages: Moved in place.
+        tensors: What they are averages of, of the same shapes, on the same device, in any floating dtype.
+        n_averaged: Steps before this one, ``t``.
         decay: Of the average at each step, once that is less.
     """
-
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
-
-    @torch.no_grad()
-    def __call__(self, averages: list[Tensor], tensors: list[Tensor], n_averaged: Tensor) -> None:
-        """Moves the averages towards the tensors.
-
-        Args:
-            averages: Moved in place.
-            tensors: Of the same shapes and device, in any floating dtype.
-            n_averaged: Steps before this one, on that device: nothing waits for it.
-        """
-        t = n_averaged.double()
-        share = (1 - ((1 + t) / (10 + t)).clamp(max=self.decay)).to(averages[0].dtype.to_real())
-        wide = [tensor.to(average.dtype) for average, tensor in zip(averages, tensors, strict=True)]
-        moves = torch._foreach_sub(wide, averages)
-        torch._foreach_mul_(moves, share)
-        torch._foreach_add_(averages, moves)
+    wide = [tensor.detach().to(average.dtype) for average, tensor in zip(averages, tensors, strict=True)]
+    kept = min(decay, (1 + n_averaged) / (10 + n_averaged)) if n_averaged else 0.0
+    torch._foreach_lerp_([average.detach() for average in averages], wide, 1 - kept)
 
 
 class Averaging(WeightAveraging):
-    """A :class:`MovingAverage` of the weights, which is validated and saved, and is the network after the fit.
+    """An exponential moving average of the weights, which is validated and saved, and is the network after the fit.
+
+    See :func:`move_average`.
 
     Lightning's own (2.6) leaves the weights of the last step in the task where a training that is resumed has no step
     left. And it swaps average and network for validation through the network's dtype, which rounds an average that is
@@ -51,13 +42,27 @@ class Averaging(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        super().__init__(use_buffers=False, multi_avg_fn=MovingAverage(decay))
+        super().__init__(use_buffers=False)
+        self._decay = decay
         self._exact: list[Tensor] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes the average to the network's device; the number of steps stays, so that nothing waits for it."""
         if self._average_model is not None:
             self._average_model.module.to(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Moves the average where the batch ended with a step of the optimiser."""
+        if self._average_model is None or trainer.global_step <= self._latest_update_step:
+            return
+        averages, n_averaged = self._average_model.module, self._average_model.n_averaged
+        move_average([*averages.parameters()], [*pl_module.parameters()], int(n_averaged), self._decay)
+        for average, own in zip(averages.buffers(), pl_module.buffers(), strict=True):
+            average.copy_(own)
+        n_averaged += 1
+        self._latest_update_step = trainer.global_step
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts the average into the network."""

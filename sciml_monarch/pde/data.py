@@ -13,6 +13,7 @@ from sciml_monarch.pde.loading import (
     Loader,
     at_least,
     evaluation_loader,
+    preload,
     skip_validation,
     training_loader,
 )
@@ -181,8 +182,7 @@ class TrajectoryData(L.LightningDataModule):
         windows = self._parts[name]
         if not len(windows):
             raise InputError(f"n_{name} 0: there are no trajectories for this part; set n_{name}")
-        if self.loader.preload:
-            windows.preload()
+        preload(self, windows, self.loader)
         return windows
 
     def _windows(self, trajectories: range, n_steps: int, n_starts: int = 1, first: int | None = None) -> Windows:

@@ -14,6 +14,7 @@ from sciml_monarch.pde.loading import (
     Loader,
     at_least,
     evaluation_loader,
+    preload,
     skip_validation,
     training_loader,
 )
@@ -161,8 +162,8 @@ class PairData(L.LightningDataModule):
         self.setup()
         if not self._tests:
             raise InputError("test_paths is empty: there is nothing to test on; name a file")
-        for samples in self._tests if self.loader.preload else []:
-            samples.preload()
+        for samples in self._tests:
+            preload(self, samples, self.loader)
         return [evaluation_loader(samples, self.batch_size, self.loader) for samples in self._tests]
 
     def predict_dataloader(self) -> list[DataLoader[Batch]]:
@@ -202,6 +203,5 @@ class PairData(L.LightningDataModule):
         samples = self._parts[name]
         if not len(samples):
             raise InputError(f"n_{name} 0: there are no pairs for this part; set n_{name}")
-        if self.loader.preload:
-            samples.preload()
+        preload(self, samples, self.loader)
         return samples

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, gelu
 
-from sciml_monarch.monarch.kernels.backend import autocast, exporting, transformed, without_autocast
+from sciml_monarch.monarch.kernels.backend import autocast, dot_precision, exporting, transformed, without_autocast
 from sciml_monarch.monarch.kernels.pointwise import linear_asked, perceptron_asked, wants_linear, wants_perceptron
 
 PIECE_BYTES = 2**25  # of hidden channels: stays in the second-level cache of a large GPU
@@ -96,7 +96,10 @@ def _linear_fake(x: Tensor, weight: Tensor, source: Tensor | None, bias: Tensor 
 
 
 def _map(weight: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    return _each(weight, x) if bias is None else conv1d(x, weight[..., None], bias.to(x.dtype))
+    # a convolution, which adds the bias in the same pass; but cuDNN's are in TF32 whatever is asked of products
+    if bias is None or (x.is_cuda and dot_precision(x.dtype) == "tf32x3"):
+        return _each(weight, x, bias)
+    return conv1d(x, weight[..., None], bias.to(x.dtype))
 
 
 def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:

@@ -127,14 +127,14 @@ class SymmetryGroup:
         grid = tuple(fields.shape[-self.n_axes :])
         self.check(grid)
         device = fields.device
-        axes = torch.tensor([i.axes for i in self.isometries])[choice].to(device)
-        directions = torch.tensor([i.directions for i in self.isometries])[choice].to(device)
         shifts = torch.tensor([[round(t * n) for t, n in zip(i.shift, grid, strict=True)] for i in self.isometries])
         shift = shifts[choice]
         if self.translations:
             shift = shift + steps @ torch.tensor(self.translations)
-        shift = shift.to(device)
-        sign = torch.tensor([i.sign for i in self.isometries])[choice].to(device, fields.dtype)
+        elements = torch.tensor([[*i.axes, *i.directions, i.sign] for i in self.isometries])[choice]
+        # one copy, which the processor does not wait for: of another GPU's work it would
+        elements = torch.cat([elements, shift], 1).to(device, non_blocking=True)
+        axes, directions, sign, shift = elements.split([self.n_axes, self.n_axes, 1, self.n_axes], 1)
         axes_of_points = (torch.arange(n, device=device) for n in grid)
         points = torch.stack(torch.meshgrid(*axes_of_points, indexing="ij")).flatten(1)  # (d, points)
         source = torch.zeros(len(fields), points.shape[1], dtype=torch.int64, device=device)
@@ -142,7 +142,7 @@ class SymmetryGroup:
             along = directions[:, a, None] * points[axes[:, a]] + shift[:, a, None]  # (b, points)
             source = source * n + along % n
         flat = fields.flatten(-self.n_axes).reshape(len(fields), -1, points.shape[1])
-        moved = flat.gather(2, source[:, None].expand_as(flat)) * sign[:, None, None]
+        moved = flat.gather(2, source[:, None].expand_as(flat)) * sign[:, :, None].to(fields.dtype)
         return moved.reshape(fields.shape)
 
     def symmetrized(self, predict: Callable[[Tensor], Tensor], fields: Tensor) -> Tensor:

@@ -57,10 +57,15 @@ class Windows(Dataset[Batch]):
                 frames[row] = self._read(trajectory, 0, self.n_frames)
             self._frames = frames
 
-    def frames(self, row: int) -> Tensor:
-        """All frames of the ``row``-th of the trajectories that windows use, ``(time, c, *grid)``."""
+    def to(self, device: torch.device) -> None:
+        """Moves preloaded frames to a device, from which batches are handed out then."""
         if self._frames is not None:
-            return self._frames[row]
+            self._frames = self._frames.to(device)
+
+    def frames(self, row: int) -> Tensor:
+        """All frames of the ``row``-th of the trajectories that windows use, ``(time, c, *grid)``, on the CPU."""
+        if self._frames is not None:
+            return self._frames[row].cpu()
         return self._read(self.trajectories[row], 0, self.n_frames)
 
     def _read(self, trajectory: int, start: int, stop: int) -> Tensor:
@@ -100,6 +105,7 @@ class Windows(Dataset[Batch]):
         batch = []
         for start, count in ((0, self.n_history), (self.n_history, self.n_steps)):
             wanted = (first[:, None] + torch.arange(start, start + count)).flatten()
+            wanted = wanted.to(rows.device, non_blocking=True)
             batch.append(rows.index_select(0, wanted).view(len(indices), count, *self.shape))
         return batch[0], batch[1]
 
@@ -124,6 +130,11 @@ class PairSamples(Dataset[Batch]):
         if self._loaded is None:
             self._loaded = self.__getitems__(range(len(self)))
 
+    def to(self, device: torch.device) -> None:
+        """Moves preloaded pairs to a device, from which batches are handed out then."""
+        if self._loaded is not None:
+            self._loaded = self._loaded[0].to(device), self._loaded[1].to(device)
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -141,7 +152,7 @@ class PairSamples(Dataset[Batch]):
             if not 0 <= index < len(self):
                 raise IndexError(f"pair {index} of {len(self)} (they count from 0)")
         if self._loaded is not None:
-            wanted = torch.tensor(indices)
+            wanted = torch.tensor(indices).to(self._loaded[0].device, non_blocking=True)
             return self._loaded[0].index_select(0, wanted), self._loaded[1].index_select(0, wanted)
         grid = tuple(-(-n // self.stride) for n in self.source.grid)
         inputs = torch.empty(len(indices), 1, len(self.source.input_fields), *grid)
@@ -164,7 +175,7 @@ class ChannelMoments:
 
     def add(self, values: Tensor) -> None:
         """Takes in values ``(time, c, *grid)``."""
-        channels = values.double().movedim(1, 0).flatten(1)
+        channels = values.cpu().double().movedim(1, 0).flatten(1)
         count = channels.shape[1]
         mean = channels.mean(1)
         total = self._count + count

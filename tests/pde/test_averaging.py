@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sciml_monarch import load
-from sciml_monarch.averaging import Averaging, MovingAverage
+from sciml_monarch.averaging import Averaging, move_average
 from sciml_monarch.pde.task import PDETask
 from sciml_monarch.training import LAST, fit
 from tests.pde.rollout_runs import CPU, OPTIMIZATION, data, monarch, same
@@ -41,25 +41,35 @@ def test_validation_changes_no_training(precision, vorticity_folder, tmp_path):
         assert all(torch.equal(validated[name], value) for name, value in without.items())
 
 
-@pytest.mark.parametrize(("decay", "first"), [(0.9, 2 / 11), (0.1, 0.1)])
-def test_a_moving_average_forgets_its_start_and_then_slows_down(decay, first):
-    average, step = [torch.ones(2), torch.ones(1)], MovingAverage(decay)
-    step(average, [torch.zeros(2), torch.zeros(1)], torch.tensor(1))
-    assert average[0].tolist() == pytest.approx([first] * 2)
-    step(average, [torch.zeros(2), torch.ones(1)], torch.tensor(1000))
-    assert average[0].tolist() == pytest.approx([first * decay] * 2)
-    assert average[1].tolist() == pytest.approx([1 - decay + first * decay])
+@pytest.mark.parametrize(("decay", "second"), [(0.9, 2 / 11), (0.1, 0.1)])
+def test_an_average_begins_with_the_first_weights_and_slows_down(decay, second):
+    average = [torch.full((2,), 5.0), torch.full((1,), 5.0)]
+    move_average(average, [torch.ones(2), torch.ones(1)], 0, decay)
+    assert [a.tolist() for a in average] == [[1, 1], [1]]
+    move_average(average, [torch.zeros(2), torch.zeros(1)], 1, decay)
+    assert average[0].tolist() == pytest.approx([second] * 2)
+    move_average(average, [torch.zeros(2), torch.ones(1)], 1000, decay)
+    assert average[0].tolist() == pytest.approx([second * decay] * 2)
+    assert average[1].tolist() == pytest.approx([1 - decay + second * decay])
 
 
-def test_complex_weights_are_averaged_too():
-    average = [torch.ones(1, dtype=torch.complex64)]
-    MovingAverage(0.5)(average, [torch.tensor([3j])], torch.tensor(100))
+def test_weights_of_other_dtypes_are_averaged_too():
+    average = [torch.ones(1, dtype=torch.complex64), torch.ones(1)]
+    move_average(average, [torch.tensor([3j]), torch.tensor([2.0], dtype=torch.bfloat16)], 100, 0.5)
     assert average[0].item() == pytest.approx(0.5 + 1.5j)
+    assert average[1].item() == 1.5
 
 
-def test_the_average_lies_where_the_network_is_trained():
+@pytest.mark.parametrize("device", ["meta", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_the_average_lies_where_the_network_is_trained(device):
     averaging, task = Averaging(0.9), PDETask(monarch())
     averaging.setup(None, task, "fit")
-    averaging.on_fit_start(None, task.to("meta"))
-    assert {tensor.device.type for tensor in averaging._averages()} == {"meta"}
+    averaging.on_fit_start(None, task.to(device))
+    assert {tensor.device.type for tensor in averaging._averages()} == {device}
     assert averaging._average_model.n_averaged.device.type == "cpu"
+
+
+def test_every_step_of_the_optimiser_is_averaged_once(vorticity_folder, tmp_path):
+    _, trainer, _ = run(vorticity_folder, tmp_path, accumulate_grad_batches=2)
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    assert state["averaging_state"]["n_averaged"] == trainer.global_step > 1

@@ -1,5 +1,4 @@
 import pickle
-import time
 from pathlib import Path
 
 import h5py
@@ -372,6 +371,8 @@ class TestErrors:
             Loader(windows="some")
         with pytest.raises(InputError, match=r"set n_workers 0"):
             Loader(preload=True, n_workers=2)
+        with pytest.raises(InputError, match=r"preload 'gpu': must be true, false or 'device'"):
+            Loader(preload="gpu")
         with pytest.raises(InputError, match=r"test_steps 0: must be 1"):
             Loader(test_steps=0)
         with pytest.raises(InputError, match=r"val_steps 0: must be 1"):
@@ -458,18 +459,3 @@ class TestPairData:
         assert sum(len(inputs) for inputs, _ in data.train_dataloader()) == 900
         shapes = [next(iter(loader))[1].shape for loader in data.test_dataloader()]
         assert shapes == [(20, 1, 1, 16, 16), (20, 1, 1, 32, 32)]
-
-
-def test_preloaded_epoch_is_fast(tmp_path):
-    """A twentieth of an epoch of 1,000 windows of 20 frames of 64²; a whole one takes 0.1 s on two cores."""
-    frames = np.zeros((50, 20, 64, 64), dtype=np.float32)
-    path = synthetic.write_well(tmp_path / "a.hdf5", {"w": WellField(frames)}, (64, 64), range(20), 50)
-    data = TrajectoryData(path, 50, 0, 0, batch_size=20, loader=Loader(preload=True))
-    loader = data.train_dataloader()
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        n_windows = sum(len(history) for history, _ in loader)
-        seconds.append(time.perf_counter() - start)
-    assert n_windows == 50
-    assert min(seconds) < 0.05  # several times what was measured: other work may share the cores
