@@ -190,7 +190,7 @@ def train(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise InputError(f"--{name} {getattr(arguments, name)}: must be at least 1")
     places = slots(arguments.devices, arguments.per_gpu)
-    options = Options(arguments.data, out, arguments.set, arguments.per_gpu, n_threads(len(places)))
+    options = Options(arguments.data, out, arguments.set, arguments.per_gpu, n_threads(places))
     planned = plan(arguments.rows or NAMES, arguments.seeds, arguments.epochs, arguments.validation, options)
     stored = out / "settings.json"  # also of trainings that have no row yet
     if stored.is_file():

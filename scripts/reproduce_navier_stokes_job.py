@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,12 @@ def simulate_job(job: Simulation, data: Path, device: int | None) -> None:
     simulate(out=data / job.folder, **dict(job.options), device="cpu" if device is None else f"cuda:{device}")
 
 
-def n_threads(n_processes: int) -> int:
-    """Threads for each of so many processes."""
-    return max(1, (os.cpu_count() or 1) // max(1, n_processes))
+def n_threads(places: Sequence[int | None]) -> int:
+    """Threads for each of the processes that run side by side.
+
+    What is left to the processor while a GPU trains is so little that to wake other threads takes longer.
+
+    Args:
+        places: Numbers of GPUs, or ``None`` for the CPU.
+    """
+    return 1 if any(place is not None for place in places) else max(1, (os.cpu_count() or 1) // max(1, len(places)))

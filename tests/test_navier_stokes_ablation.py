@@ -162,3 +162,8 @@ def test_networks_that_see_one_frame_are_those_with_symmetries_but_for_that(prog
     loader = own["data"]["init_args"]["loader"]
     assert (loader.pop("windows"), loader.pop("known_frames")) == ("all", 10)
     assert own == base
+
+
+def test_trainings_on_gpus_have_a_thread_each_and_share_a_processor_otherwise(program, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 32)
+    assert [program.n_threads(places) for places in ([0], [0, 1, 0, 1], [None], [None, None, None])] == [1, 1, 32, 10]
