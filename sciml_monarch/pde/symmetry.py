@@ -132,7 +132,7 @@ class SymmetryGroup:
         if self.translations:
             shift = shift + steps @ torch.tensor(self.translations)
         elements = torch.tensor([[*i.axes, *i.directions, i.sign] for i in self.isometries])[choice]
-        # one copy, which the processor does not wait for: of another GPU's work it would
+        # one copy, and none that waits until the GPU has done what it was given before
         elements = torch.cat([elements, shift], 1).to(device, non_blocking=True)
         axes, directions, sign, shift = elements.split([self.n_axes, self.n_axes, 1, self.n_axes], 1)
         axes_of_points = (torch.arange(n, device=device) for n in grid)
