@@ -18,7 +18,7 @@ def move_average(averages: Sequence[Tensor], tensors: Sequence[Tensor], n_averag
 
     Args:
         averages: Moved in place.
-        tensors: What they are averages of, of the same shapes, on the same device, in any floating dtype.
+        tensors: What they are averages of, of the same shapes, on the same device, in any floating or complex dtype.
         n_averaged: Steps before this one, ``t``.
         decay: Of the average at each step, once that is less.
     """
@@ -47,9 +47,10 @@ class Averaging(WeightAveraging):
         self._exact: list[Tensor] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes the average to the network's device; the number of steps stays, so that nothing waits for it."""
+        """Takes the average to the network's device, and the number of steps to the CPU: nothing waits for it."""
         if self._average_model is not None:
             self._average_model.module.to(pl_module.device)
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -57,15 +58,14 @@ class Averaging(WeightAveraging):
         """Moves the average where the batch ended with a step of the optimiser."""
         if self._average_model is None or trainer.global_step <= self._latest_update_step:
             return
-        averages, n_averaged = self._average_model.module, self._average_model.n_averaged
-        move_average([*averages.parameters()], [*pl_module.parameters()], int(n_averaged), self._decay)
-        for average, own in zip(averages.buffers(), pl_module.buffers(), strict=True):
-            average.copy_(own)
+        n_averaged = self._average_model.n_averaged
+        move_average(self._averages(), [*pl_module.parameters()], int(n_averaged), self._decay)
         n_averaged += 1
         self._latest_update_step = trainer.global_step
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts the average into the network."""
+        self._take_buffers(pl_module)
         self._exact = [tensor.detach().clone() for tensor in self._averages()]
         super().on_validation_epoch_start(trainer, pl_module)
 
@@ -80,7 +80,21 @@ class Averaging(WeightAveraging):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Puts the average into the network for good, also where nothing was left to train."""
         if self._average_model is not None:
+            self._take_buffers(pl_module)
             self._copy_average_to_current(pl_module)
+            self._average_model.module.cpu()  # where the network is by now
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Saves the average as the weights, with the network's buffers."""
+        self._take_buffers(pl_module)
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+
+    @torch.no_grad()
+    def _take_buffers(self, network: L.LightningModule) -> None:
+        """Copies the network's buffers where the average is used: not in every step, in which they do not change."""
+        if self._average_model is not None:
+            for average, own in zip(self._average_model.module.buffers(), network.buffers(), strict=True):
+                average.copy_(own)
 
     def _averages(self) -> list[Any]:
         return [] if self._average_model is None else list(self._average_model.module.parameters())

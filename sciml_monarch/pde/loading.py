@@ -28,7 +28,8 @@ class Loader:
         n_workers: Worker processes that read ahead.
         stride: Train and test on every ``stride``-th point of each axis (256² to 64² with 4).
         preload: Keep the frames in memory instead of reading them in each epoch; needs no workers. "device": in that
-            of the device that is trained on, for networks that are quicker than a processor that copies batches.
+            of the device that is trained on (of several each has all), for networks that are quicker than a processor
+            that copies batches.
         field: Read this field only; by default all fields of the file, as channels.
         windows: Train on the first window of each trajectory, as FNO's protocol has it, or on all. Validation
             and test use the first window in either case.

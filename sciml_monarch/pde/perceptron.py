@@ -71,8 +71,8 @@ def apply_perceptron(module: nn.Module, x: Tensor) -> Tensor:
 def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
     """Applies a linear map of the channels to fields ``(b, channels, *grid)``.
 
-    In CUDA graphs never as the convolution that it is: cuDNN's gradient of its weight takes several times as long as
-    products do.
+    In CUDA graphs its gradients are never those of the convolution that it is: cuDNN's of the weight takes several
+    times as long as products do.
     """
     if is_plain_map(module) and (is_replayed() or linear_asked(autocast(x), module.weight)):
         return pointwise_linear(x, module.weight[..., 0], bias=module.bias)

@@ -39,10 +39,13 @@ class Normalization(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(b, channels, *grid)`` to the same shape and dtype."""
-        if self.kind == "instance":  # torch has kernels of its own for it
+        if not len(x):
+            return x  # of which torch would warn that it has no variance
+        if self.kind == "instance" and x.shape[2:].numel() > 1:  # torch's own kernels take no single point
             return instance_norm(x, weight=self.weight, bias=self.bias, eps=EPSILON).to(x.dtype)
+        over = tuple(range(2, x.ndim)) if self.kind == "instance" else (1,)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        variance, mean = torch.var_mean(wide, 1, correction=0, keepdim=True)
+        variance, mean = torch.var_mean(wide, over, correction=0, keepdim=True)
         weight, bias = (p.view(-1, *(1,) * (x.ndim - 2)) for p in (self.weight, self.bias))
         return ((wide - mean) * (variance + EPSILON).rsqrt() * weight + bias).to(x.dtype)
 

@@ -1,5 +1,6 @@
 """Training of an operator by roll-out, as a Lightning module."""
 
+import inspect
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -317,6 +318,9 @@ class PDETask(L.LightningModule):
             InputError: Network, arguments, averaging or ``increment`` differ from those of the checkpoint.
         """
         theirs, ours = checkpoint[CHECKPOINT_KEY], surrogate_config(self.surrogate)
+        known = {name: p.default for name, p in inspect.signature(type(self.network)).parameters.items()}
+        later = {name: known.get(name) for name in ours["arguments"].keys() - theirs["arguments"].keys()}
+        theirs = theirs | {"arguments": later | theirs["arguments"]}  # arguments that came after the checkpoint
         for key in ("net", "arguments"):
             if theirs[key] != ours[key]:
                 raise InputError(f"a checkpoint of another network: its {key} is {theirs[key]}, not {ours[key]}")

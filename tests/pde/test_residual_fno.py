@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from sciml_monarch import InputError
 from sciml_monarch.pde import MonarchFNO, MonarchSpectralConv, ResidualMonarchFNO, n_parameters, rollout
 from sciml_monarch.pde.positions import coordinates
-from sciml_monarch.pde.residual_block import FactorizedSpectralConv, PeriodicConv
+from sciml_monarch.pde.residual_block import FactorizedSpectralConv, Normalization, PeriodicConv
 from tests.pde.test_fno import perturb_transforms
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "navier_stokes").glob("residual_*.yaml"))
@@ -227,6 +227,15 @@ def test_learned_network_changes_little_with_the_resolution(normalization):
 
     coarse, fine = net(wave(16)), net(wave(64))[..., ::4, ::4]
     assert (fine - coarse).norm() < 0.1 * coarse.norm()
+
+
+@pytest.mark.parametrize("normalization", ["instance", "layer"])
+def test_an_empty_batch_and_a_single_point_are_normalised_too(normalization):
+    layer = Normalization(4, normalization)
+    torch.nn.init.normal_(layer.bias)
+    assert layer(torch.zeros(0, 4, 3, 3)).shape == (0, 4, 3, 3)
+    point = layer(torch.ones(2, 4, 1, 1))
+    torch.testing.assert_close(point, layer.bias.view(1, 4, 1, 1).expand(2, -1, -1, -1))
 
 
 def test_stencil_keeps_its_width_on_finer_grids():

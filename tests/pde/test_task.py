@@ -1,11 +1,13 @@
 import math
 import shutil
+from contextlib import nullcontext
 
 import lightning as L
 import pytest
 import torch
 
 from sciml_monarch import InputError, load
+from sciml_monarch.hub import CHECKPOINT_KEY
 from sciml_monarch.pde import FNO, MonarchFNO, UNet, gaussian_random_field
 from sciml_monarch.pde.data import Loader, PairData, TrajectoryData
 from sciml_monarch.pde.symmetry import (
@@ -242,6 +244,19 @@ def test_checkpoint_of_another_network_is_refused_on_resume(vorticity_folder, tm
     other = PDETask(UNet(3, 1, width=4))
     with pytest.raises(InputError, match="checkpoint of another network"):
         fit(other, data(vorticity_folder), tmp_path, resume=True, trainer_options=options | {"max_epochs": 2})
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_checkpoint_from_before_an_argument_is_of_a_network_that_has_its_default(refused, vorticity_folder, tmp_path):
+    options = CPU | {"max_epochs": 1}
+    fit(PDETask(monarch()), data(vorticity_folder), tmp_path, trainer_options=options)
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    own = state[CHECKPOINT_KEY]["arguments"]
+    del own["learn_transforms"]
+    own["width"] += refused
+    torch.save(state, tmp_path / LAST)
+    with pytest.raises(InputError, match="checkpoint of another network") if refused else nullcontext():
+        fit(PDETask(monarch()), data(vorticity_folder), tmp_path, resume=True, trainer_options=options)
 
 
 def test_network_for_other_channels_is_refused_before_training(vorticity_folder, tmp_path):
