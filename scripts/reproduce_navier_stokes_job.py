@@ -241,7 +241,7 @@ def simulate_job(job: Simulation, data: Path, device: int | None) -> None:
 def n_threads(places: Sequence[int | None]) -> int:
     """Threads for each of the processes that run side by side.
 
-    What is left to the processor while a GPU trains is so little that to wake other threads takes longer.
+    What is left to the processor while a GPU trains are operations too small to share.
 
     Args:
         places: Numbers of GPUs, or ``None`` for the CPU.

@@ -58,7 +58,7 @@ class GatedPerceptron(nn.Module):
 
 
 def apply_perceptron(module: nn.Module, x: Tensor) -> Tensor:
-    """Applies such maps to fields ``(b, channels, *grid)``; dense ones without keeping the hidden channels."""
+    """Applies such maps to fields ``(b, channels, *grid)``; two dense ones without keeping the hidden channels."""
     layers = _dense(module)
     if layers is None:
         return module(x.flatten(2)).unflatten(2, x.shape[2:])

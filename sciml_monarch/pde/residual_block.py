@@ -215,10 +215,8 @@ class ResidualBlock(nn.Module):
             factor: By which.
         """
         last: list[nn.Module]
-        if isinstance(self.mlp, GatedPerceptron):
-            last = [self.mlp.down]
-        elif self.mlp is not None:
-            last = [self.mlp[-1]]
+        if self.mlp is not None:
+            last = [self.mlp.down if isinstance(self.mlp, GatedPerceptron) else self.mlp[-1]]
         else:
             last = [*self.spectral_convs, *([] if self.local is None else [self.local])]
         for module in last:
@@ -243,8 +241,6 @@ class ResidualBlock(nn.Module):
         else:
             shortcut = None if self.local is None else apply_linear(self.local, y)
         y = self.spectral(y, tuple(prepared), shortcut, self.activation)
-        if isinstance(self.mlp, GatedPerceptron):
-            y = self.mlp(y)
-        elif self.mlp is not None:
+        if self.mlp is not None:
             y = apply_perceptron(self.mlp, y)
         return x + y if self.residual else y

@@ -73,3 +73,17 @@ def test_every_step_of_the_optimiser_is_averaged_once(vorticity_folder, tmp_path
     _, trainer, _ = run(vorticity_folder, tmp_path, accumulate_grad_batches=2)
     state = torch.load(tmp_path / LAST, weights_only=True)
     assert state["averaging_state"]["n_averaged"] == trainer.global_step > 1
+
+
+def test_the_average_has_the_buffers_of_the_network_where_it_is_used():
+    averaging, task = Averaging(0.9), PDETask(monarch())
+    averaging.setup(None, task, "fit")
+    averaging.on_fit_start(None, task)
+    task.surrogate.input_std.fill_(7.0)  # as a data set does once training begins
+    averaging.on_validation_epoch_start(None, task)
+    assert task.surrogate.input_std.eq(7).all()
+    averaging.on_validation_epoch_end(None, task)
+    checkpoint = {"state_dict": task.state_dict()}
+    task.surrogate.input_std.fill_(8.0)
+    averaging.on_save_checkpoint(None, task, checkpoint)
+    assert checkpoint["state_dict"]["surrogate.input_std"].eq(8).all()

@@ -1,8 +1,12 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.nn.functional import conv1d, gelu
 
+from sciml_monarch.monarch.kernels.backend import replayed
+from sciml_monarch.pde import perceptron as perceptrons
 from sciml_monarch.pde import pointwise
 from sciml_monarch.pde.pointwise import pointwise_linear, pointwise_mlp
 from tests.helpers import TOLERANCE, randn, relative_error
@@ -172,3 +176,18 @@ def test_a_compiler_is_given_operators_whatever_torch_says_of_exporting(traced_a
     torch.compiler.reset()
     assert {"sciml_monarch.pointwise_mlp.default", "sciml_monarch.pointwise_linear.default"} <= set(seen)
     assert relative_error(found, network(x)) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_in_a_graph_a_map_of_channels_has_the_operators_gradients_and_not_a_convolutions(bias, monkeypatch):
+    layer, x = torch.nn.Conv1d(5, 70, 1, bias=bias), torch.randn(2, 5, 4, 6, requires_grad=True)
+    taken = []
+    monkeypatch.setattr(perceptrons, "pointwise_linear", lambda *a, **k: taken.append(a) or pointwise_linear(*a, **k))
+    found = []
+    for context in (nullcontext(), replayed()):
+        with context:
+            y = perceptrons.apply_linear(layer, x)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+    assert len(taken) == 1
+    for plain, graphed in zip(*found, strict=True):
+        torch.testing.assert_close(graphed, plain, rtol=1e-5, atol=1e-4)

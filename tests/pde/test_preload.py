@@ -46,6 +46,12 @@ def test_batches_come_from_the_device_that_is_trained_on(device, tmp_path):
         assert all(map(torch.equal, data.statistics(), statistics))
 
 
+def test_what_lies_on_the_device_is_not_pinned(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pinned = [trajectories(tmp_path, preload=how).train_dataloader().pin_memory for how in (True, "device")]
+    assert pinned == [True, False]
+
+
 @DEVICES
 def test_so_do_pairs(device, tmp_path):
     fields = {name: torch.randn(5, 4, 4) for name in ("x", "y")}

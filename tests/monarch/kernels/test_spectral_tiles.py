@@ -123,6 +123,18 @@ def test_what_is_measured_to_be_fastest_computes_the_same(left_to_cublas, monkey
         assert relative_error(fast(*single).cpu(), plain(*given)) < 2e-6, name
 
 
+@needs_triton
+@pytest.mark.parametrize(
+    ("precision", "n", "left"), [("high", 2**25, True), ("high", 2**25 - 1, False), ("highest", 2**25, False)]
+)
+def test_cublas_narrows_the_largest_fields_in_tf32(precision, n, left):
+    from sciml_monarch.monarch.kernels import spectral_triton
+
+    torch.set_float32_matmul_precision(precision)
+    taken = spectral_triton._left_to_cublas(torch.empty(n, device="meta"), spectral_triton.LARGEST)
+    assert taken == left
+
+
 @pytest.mark.parametrize(
     ("shape", "graph", "precision", "kernels"),
     [
