@@ -26,10 +26,19 @@ def _to_tf32(x):
 
 
 @triton.jit
+def round_kernel(x, out, n, BLOCK: tl.constexpr):
+    """Writes the nearest TF32 numbers of ``n`` numbers. Grid: blocks."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, _to_tf32(tl.load(x + at, mask=at < n)), mask=at < n)
+
+
+@triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """``acc + a b`` with float32 sums; of tiles with three axes, products of the last two.
 
-    ``PRECISION`` is what :func:`~sciml_monarch.monarch.kernels.backend.dot_precision` gives.
+    ``PRECISION`` is what :func:`~sciml_monarch.monarch.kernels.backend.dot_precision` gives, or "tf32_left": TF32 where
+    ``b`` has been rounded before. Tensor cores take the left operand from registers, in which it can be rounded, but
+    the right one from shared memory only: to round it there takes a way to the registers and back.
     """
     if PRECISION == "bf16":
         return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
@@ -37,5 +46,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
         return tl.dot(a, b, acc)
     elif PRECISION == "tf32":
         return tl.dot(_to_tf32(a), _to_tf32(b), acc, input_precision="tf32")
+    elif PRECISION == "tf32_left":
+        return tl.dot(_to_tf32(a), b, acc, input_precision="tf32")
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)

@@ -164,7 +164,7 @@ def choose(problem: Problem) -> Config:
 # the fastest on an H200 for 64 channels, 16 samples, 256^2 points, 32 modes (results/speed_h200/tune_spectral.json)
 _MEASURED: dict[tuple[Kernel, DotPrecision], Config] = {
     ("narrow", "tf32x3"): Config(64, 32, 16, 4, 3),
-    ("narrow", "tf32"): Config(128, 32, 16, 4, 4),
+    ("narrow", "tf32"): Config(128, 32, 16, 8, 4),
     ("narrow", "bf16"): Config(128, 64, 16, 4, 3),
     ("widen", "tf32x3"): Config(64, 128, 16, 4, 3),
     ("widen", "tf32"): Config(64, 128, 16, 4, 1),
@@ -173,7 +173,7 @@ _MEASURED: dict[tuple[Kernel, DotPrecision], Config] = {
     ("weigh", "tf32"): Config(64, 64, 16, 4, 1),
     ("weigh", "bf16"): Config(64, 128, 16, 8, 1),
     ("narrow_planes", "tf32x3"): Config(64, 16, 16, 4, 4),
-    ("narrow_planes", "tf32"): Config(128, 32, 16, 8, 2),
+    ("narrow_planes", "tf32"): Config(64, 32, 16, 4, 3),
     ("narrow_planes", "bf16"): Config(128, 32, 16, 4, 3),
     ("turn", "tf32x3"): Config(64, 64, 16, 4, 3),
     ("turn", "tf32"): Config(64, 128, 32, 4, 1),

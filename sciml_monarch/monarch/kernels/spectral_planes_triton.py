@@ -17,10 +17,10 @@ from sciml_monarch.monarch.kernels.products_triton import dot
 @triton.jit
 def _multiply(a_re, a_im, b_re, b_im, re, im, CONJUGATE: tl.constexpr, PRECISION: tl.constexpr):
     """``re + i im`` and the product of ``a`` and ``b``, or of ``a`` and the conjugate of ``b``."""
-    b_im = -b_im if CONJUGATE else b_im
+    # signs are changed on the left: tensor cores take that operand from registers, the other from shared memory only
     re = dot(a_re, b_re, re, PRECISION)
-    re = dot(a_im, -b_im, re, PRECISION)
-    im = dot(a_re, b_im, im, PRECISION)
+    re = dot(a_im if CONJUGATE else -a_im, b_im, re, PRECISION)
+    im = dot(-a_re if CONJUGATE else a_re, b_im, im, PRECISION)
     return re, dot(a_im, b_re, im, PRECISION)
 
 

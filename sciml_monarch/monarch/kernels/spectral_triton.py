@@ -9,8 +9,9 @@ import triton
 from torch import Tensor
 
 from sciml_monarch.monarch.kernels import spectral_products
-from sciml_monarch.monarch.kernels.backend import backend, dot_precision
+from sciml_monarch.monarch.kernels.backend import DotPrecision, backend, dot_precision
 from sciml_monarch.monarch.kernels.device import device_of
+from sciml_monarch.monarch.kernels.products_triton import round_kernel
 from sciml_monarch.monarch.kernels.spectral_configs import Config, Kernel, Problem, choose, plane_tile, tiles
 from sciml_monarch.monarch.kernels.spectral_kernels_triton import narrow_kernel, weigh_kernel, widen_kernel
 from sciml_monarch.monarch.kernels.spectral_planes_triton import (
@@ -21,7 +22,7 @@ from sciml_monarch.monarch.kernels.spectral_planes_triton import (
 from sciml_monarch.monarch.kernels.spectral_products import AT_ONCE, ThinProducts
 
 LARGE = 2**21  # numbers of an operand
-LARGEST = 2**25
+ROUND_AT_ONCE = 1024
 N_PROGRAMS = 264  # that share rows to be summed: two for each multiprocessor of an H200; on others only speed differs
 
 
@@ -46,6 +47,21 @@ def problem(kernel: Kernel, like: Tensor, columns: int, modes: int) -> Problem:
     return Problem(kernel, columns, modes, like.element_size(), dot_precision(like.dtype))
 
 
+def round_to_tf32(matrix: Tensor) -> Tensor:
+    """Computes the nearest TF32 numbers of a contiguous float32 matrix, in float32."""
+    out = torch.empty_like(matrix)
+    with device_of(matrix):
+        round_kernel[(triton.cdiv(matrix.numel(), ROUND_AT_ONCE),)](matrix, out, matrix.numel(), BLOCK=ROUND_AT_ONCE)
+    return out
+
+
+def _rounded_once(precision: DotPrecision, x: Tensor, matrix: Tensor) -> tuple[str, Tensor]:
+    """The precision for a kernel, and the matrix: rounded before it if all of many programs would round it."""
+    if precision != "tf32" or x.numel() < LARGE:
+        return precision, matrix
+    return "tf32_left", round_to_tf32(matrix)
+
+
 def narrow(x: Tensor, matrix: Tensor, config: Config | None = None) -> Tensor:
     """Computes ``matrix x^T``.
 
@@ -62,6 +78,7 @@ def narrow(x: Tensor, matrix: Tensor, config: Config | None = None) -> Tensor:
     modes = matrix.shape[0]
     task = problem("narrow", x, columns, modes)
     c, t = config or choose(task), tiles(modes)
+    precision, matrix = _rounded_once(task.precision, x, matrix)
     out = x.new_empty(groups, modes, rows)
     grid = (triton.cdiv(rows, c.rows), triton.cdiv(modes, t.main + t.rest), groups)
     with device_of(x):
@@ -72,7 +89,7 @@ def narrow(x: Tensor, matrix: Tensor, config: Config | None = None) -> Tensor:
             rows,
             COLUMNS=columns,
             MODES=modes,
-            PRECISION=task.precision,
+            PRECISION=precision,
             ROWS=c.rows,
             DEPTH=c.cols,
             MAIN=t.main,
@@ -188,6 +205,7 @@ def narrow_planes(
     (_, rows, columns), modes = z.shape, planes.shape[1]
     task = problem("narrow_planes", z, columns, modes)
     c, main = config or choose(task), plane_tile(modes)
+    precision, planes = _rounded_once(task.precision, z, planes)
     out = z.new_empty((2, modes, rows) if inner is None else (modes * rows // inner, 2, inner))
     with device_of(z):
         narrow_planes_kernel[(triton.cdiv(rows, c.rows), triton.cdiv(modes, main))](
@@ -199,7 +217,7 @@ def narrow_planes(
             MODES=modes,
             INNER=inner or 0,
             CONJUGATE=conjugate,
-            PRECISION=task.precision,
+            PRECISION=precision,
             ROWS=c.rows,
             DEPTH=c.cols,
             MAIN=main,
@@ -286,17 +304,16 @@ def weigh_planes(g: Tensor, z: Tensor, conjugate: bool, config: Config | None = 
 KERNELS = ThinProducts(narrow, lambda y, matrix: widen(y, matrix)[0], weigh, narrow_planes, turn, weigh_planes)
 
 
-def _left_to_cublas(x: Tensor, large: int = LARGE) -> bool:
+def _left_to_cublas(x: Tensor) -> bool:
     """Whether torch was measured to be faster: TF32 takes operands in one order of memory only.
 
     Triton turns them around as slowly as it reads them; cuBLAS does not, but takes longer for small ones.
     """
-    return dot_precision(x.dtype) == "tf32" and x.numel() >= large
+    return dot_precision(x.dtype) == "tf32" and x.numel() >= LARGE
 
 
 FASTEST = ThinProducts(
-    # to round what is read costs a kernel that is bound by reading an eighth more than cuBLAS takes
-    lambda x, matrix: (AT_ONCE if _left_to_cublas(x, LARGEST) else KERNELS).narrow(x, matrix),
+    narrow,
     lambda y, matrix: (AT_ONCE.widen if _left_to_cublas(y) else KERNELS.widen)(y, matrix),
     lambda y, x: (AT_ONCE if _left_to_cublas(y) else KERNELS).weigh(y, x),
     narrow_planes,

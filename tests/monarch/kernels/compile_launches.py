@@ -164,6 +164,7 @@ def every_kernel() -> None:
     transform_triton.gradients(lines, h, lines, h, w1, w2, place, None)
     skip, matrix = empty(1, 256, 64), empty(18, 64)
     spectral_triton.narrow(skip, matrix)
+    spectral_triton.round_to_tf32(matrix)
     spectral_triton.widen(empty(1, 18, 256), matrix.mT, spectral_triton.End(skip, empty(2), 128, True))
     spectral_triton.weigh(empty(1, 18, 256), skip)
     z, y, planes = empty(2, 128, 64), empty(2, 32, 128), empty(2, 32, 64)
@@ -193,10 +194,10 @@ def pointwise_linear(*tasks: tuple[int, int, str]) -> None:
 
 
 def spectral(*tasks: tuple[Problem, Config]) -> None:
-    """Launches the kernels of spectral problems in float32 with given configurations."""
+    """Launches the kernels of spectral problems in float32 with given configurations, on large fields."""
     for problem, config in tasks:
         torch.set_float32_matmul_precision(MATMUL_PRECISION[problem.precision])
-        x, y = empty(1, 4096, problem.columns), empty(1, problem.modes, 4096)
+        x, y = empty(1, 16384, problem.columns), empty(1, problem.modes, 16384)
         matrix = empty(problem.modes, problem.columns)
         if problem.kernel == "narrow":
             spectral_triton.narrow(x, matrix, config)

@@ -30,6 +30,8 @@ def _layers() -> Iterator[tuple[str, nn.Module, Tensor]]:
     """Layers and inputs, in float32."""
     for grid, modes in (((37,), (9,)), ((20, 27), (7, 10)), ((24, 24), (10, 10)), ((9, 8, 11), (4, 4, 5))):
         yield f"convolution of {grid}", MonarchSpectralConv(3, 5, modes, grid), _random(2, 3, *grid)
+    if DEVICE.type == "cuda":  # large enough for its matrices to be rounded by themselves
+        yield "large convolution", MonarchSpectralConv(8, 8, (10, 10), (185, 183)), _random(8, 8, 185, 183)
     for n_in, n_out, blocks in ((61, 70, 8), (250, 256, 4), (256, 256, 16)):
         yield f"linear layer {n_in} -> {n_out}", MonarchLinear(n_in, n_out, blocks=blocks), _random(37, n_in)
     for n in (12, 35, 64):
@@ -65,6 +67,12 @@ def _staged() -> tuple[str, Tensor]:
     return "transform in stages", apply(lines, w1, w2, place, None, 2, False, StagesTile(16, 16, 8, 4, 1))
 
 
+def _rounded() -> tuple[str, Tensor]:
+    from sciml_monarch.monarch.kernels.spectral_triton import round_to_tf32
+
+    return "rounding", round_to_tf32(torch.randn(37, 41, device=DEVICE))
+
+
 def run() -> int:
     """Runs all, forward and backward; returns how many results there were."""
     count = 0
@@ -88,7 +96,7 @@ def run() -> int:
                 for what, layer, x in _layers():
                     y = layer.to(DEVICE)(x)
                     finish(what, torch.view_as_real(y) if y.is_complex() else y, precision=precision)
-                for what, y in (*_channels(torch.float32), *_tiled(torch.float32), _staged()):
+                for what, y in (*_channels(torch.float32), *_tiled(torch.float32), _staged(), _rounded()):
                     finish(what, y, precision=precision)
             for dtype in halves:
                 for what, layer, x in _layers():

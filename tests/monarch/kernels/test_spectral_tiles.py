@@ -124,15 +124,45 @@ def test_what_is_measured_to_be_fastest_computes_the_same(left_to_cublas, monkey
 
 
 @needs_triton
-@pytest.mark.parametrize(
-    ("precision", "n", "left"), [("high", 2**25, True), ("high", 2**25 - 1, False), ("highest", 2**25, False)]
-)
-def test_cublas_narrows_the_largest_fields_in_tf32(precision, n, left):
+@pytest.mark.parametrize("wanted", ["highest", "high", "medium"])
+@pytest.mark.parametrize("large", [False, True])
+def test_matrices_of_large_products_in_tf32_are_rounded_before(large, wanted, precision, monkeypatch):
     from sciml_monarch.monarch.kernels import spectral_triton
 
-    torch.set_float32_matmul_precision(precision)
-    taken = spectral_triton._left_to_cublas(torch.empty(n, device="meta"), spectral_triton.LARGEST)
-    assert taken == left
+    rounded = []
+
+    def noted(matrix):
+        rounded.append(matrix)
+        return round_to_tf32(matrix)
+
+    round_to_tf32 = spectral_triton.round_to_tf32
+    monkeypatch.setattr(spectral_triton, "round_to_tf32", noted)
+    monkeypatch.setattr(spectral_triton, "LARGE", 12 * 20 if large else 2 * 12 * 20 + 1)
+    x, matrix = randn(1, 12, 20, seed=1), randn(7, 20, seed=2)
+    z, planes = randn(2, 12, 20, seed=3), randn(2, 7, 20, seed=4)
+    precision(wanted)
+    products = spectral_triton.narrow, spectral_triton.narrow_planes
+    for product_, plain, given in zip(
+        products, (TORCH.narrow, TORCH.narrow_planes), ((x, matrix), (z, planes, False, 6)), strict=True
+    ):
+        single = [t.float().to(DEVICE) if isinstance(t, torch.Tensor) else t for t in given]
+        error = relative_error(product_(*single).cpu(), plain(*given))
+        if DEVICE == "cuda":
+            assert error < 1.5 * relative_error(plain(*single).cpu(), plain(*given)) + 1e-6
+        elif wanted != "medium":  # whose products the interpreter gets wrong
+            assert error < 2e-6
+    assert len(rounded) == (2 if large and wanted == "high" else 0)
+
+
+@needs_triton
+@pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter rounds nothing")
+def test_rounded_numbers_are_the_nearest_in_tf32():
+    from sciml_monarch.monarch.kernels.spectral_triton import round_to_tf32
+
+    x = torch.cat([randn(3000, seed=1).float(), torch.tensor([0.0, -0.0, 1.0, 3e38, 1e-38, float("inf")])]).to(DEVICE)
+    bits = x.view(torch.int32)
+    expected = ((bits + 0x1000) & ~0x1FFF).view(torch.float32)  # halves away from zero
+    assert torch.equal(round_to_tf32(x), expected)
 
 
 @pytest.mark.parametrize(
