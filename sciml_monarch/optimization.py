@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR, StepLR
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.matrix_optimizer import MatrixOptimizer, hidden_matrices
@@ -26,19 +26,22 @@ class Optimization:
     """Optimizer and schedule.
 
     Attributes:
-        learning_rate: Rate at the start.
+        learning_rate: Rate at the start, or behind the warm-up.
         weight_decay: L2 penalty of Adam, decoupled decay of Muon's and SOAP's matrices; transforms get none.
         schedule: ``cosine`` falls to zero at the last step, ``step`` multiplies by ``step_factor`` every
             ``step_epochs`` epochs, ``constant`` does neither.
         step_epochs: Epochs between two reductions.
         step_factor: Factor of a reduction.
+        warmup_steps: Steps in which the rate rises linearly before the schedule begins; not with ``step``. Adam's first
+            steps change every parameter by the whole rate, however small its gradient: what was trained before would
+            be lost.
         transform_rate: Learning rate of the transforms relative to the others.
         optimizer: "adam"; or "muon" (:class:`~sciml_monarch.muon.Muon`) or "soap" (:class:`~sciml_monarch.soap.Soap`)
             for the matrices between hidden channels of a neural operator, with steps of the size of Adam's, and Adam
             for the other parameters.
 
     Raises:
-        InputError: A number is out of range, or there is no such optimizer.
+        InputError: A number is out of range, there is no such optimizer, or warm-up is asked for with ``step``.
     """
 
     learning_rate: float = 1e-3
@@ -46,6 +49,7 @@ class Optimization:
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     step_epochs: int = 40
     step_factor: float = 0.1
+    warmup_steps: int = 0
     transform_rate: float = 1.0
     optimizer: OptimizerName = "adam"
 
@@ -63,6 +67,10 @@ class Optimization:
             raise InputError(f"step_epochs is {self.step_epochs}; it must be 1 or more")
         if not 0 < self.step_factor < math.inf:
             raise InputError(f"step_factor is {self.step_factor}; it must be positive and finite")
+        if self.warmup_steps < 0:
+            raise InputError(f"warmup_steps is {self.warmup_steps}; it must not be negative")
+        if self.warmup_steps and self.schedule == "step":
+            raise InputError("warmup_steps goes with the schedules cosine and constant, not with step")
 
 
 def make_optimizer(
@@ -79,20 +87,37 @@ def make_optimizer(
         What Lightning's ``configure_optimizers`` returns.
 
     Raises:
-        InputError: Muon or SOAP is asked for, and the network is not a neural operator.
+        InputError: Muon or SOAP is asked for, and the network is not a neural operator; or the warm-up is not shorter
+            than the training.
     """
     own = {id(p) for p in transforms}
     trained = [p for p in module.parameters() if p.requires_grad]
     make = _adam if options.optimizer == "adam" else _of_matrices
     optimizer = make(module, trained, own, options)
     optimizer.register_load_state_dict_pre_hook(_refuse_another)
+    schedule = _of_steps(module, optimizer, options)
+    if schedule is not None:
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
     if options.schedule == "constant":
         return optimizer
-    if options.schedule == "cosine":
-        cosine = CosineAnnealingLR(optimizer, T_max=int(module.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
     step = StepLR(optimizer, options.step_epochs, options.step_factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": step, "interval": "epoch"}}
+
+
+def _of_steps(module: L.LightningModule, optimizer: Optimizer, options: Optimization) -> LRScheduler | None:
+    """What changes the rate at every step, if anything does."""
+    warmup = options.warmup_steps
+    later: LRScheduler | None = None
+    if warmup or options.schedule == "cosine":
+        steps = int(module.trainer.estimated_stepping_batches)
+        if warmup >= steps:
+            raise InputError(f"warmup_steps is {warmup}, but the whole training has {steps} steps")
+        if options.schedule == "cosine":
+            later = CosineAnnealingLR(optimizer, T_max=steps - warmup)
+    if not warmup:
+        return later
+    rising = LinearLR(optimizer, 1 / (warmup + 1), 1.0, warmup)
+    return rising if later is None else SequentialLR(optimizer, [rising, later], [warmup])
 
 
 def _adam(module: L.LightningModule, trained: list[nn.Parameter], own: set[int], options: Optimization) -> Optimizer:

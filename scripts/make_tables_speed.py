@@ -1,4 +1,7 @@
-"""Tables of what ``benchmark.py`` measured; :mod:`make_tables` puts them into the README files."""
+"""Tables of what ``benchmark.py`` measured; :mod:`make_tables` puts them into the README files.
+
+A file may hold rows of several runs; each but the first has a number, ``run``, and rows are compared within theirs.
+"""
 
 import json
 import math
@@ -21,7 +24,8 @@ def works(file: str) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        others = [r["milliseconds"] for r in rows if r["work"] == row["work"] and r["method"] in THEIRS]
+        same = [r for r in rows if r["work"] == row["work"] and r.get("run") == row.get("run")]
+        others = [r["milliseconds"] for r in same if r["method"] in THEIRS]
         ratio = f"{min(others) / row['milliseconds']:.2f}" if row["method"] not in THEIRS and others else ""
         low, high = row["quartiles"]
         lines.append(
@@ -141,6 +145,7 @@ def _target_line(target: Target, rows: list[dict[str, Any]]) -> str:
         return f"| {what} | {target.precision} | {wanted} | not measured | | | | |"
     exact = [row for row in ours if row["relative_error"] <= target.error]
     best = min(exact or ours, key=lambda row: row[key])
+    theirs = [row for row in theirs if row.get("run") == best.get("run")]
     if target.of_field:
         reached = best["times_reading_the_field"]
     elif target.memory:

@@ -78,11 +78,13 @@ def test_training_lowers_the_error_and_the_checkpoint_rebuilds_the_network(make,
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "step"])
+@pytest.mark.parametrize(("schedule", "warmup_steps"), [("cosine", 0), ("cosine", 7), ("step", 0)])
 @pytest.mark.parametrize(("ema_decay", "symmetry"), [(None, None), (0.9, None), (None, fno_forced_navier_stokes())])
-def test_resumed_run_equals_an_uninterrupted_one(schedule, ema_decay, symmetry, vorticity_folder, tmp_path):
+def test_resumed_run_equals_an_uninterrupted_one(
+    schedule, warmup_steps, ema_decay, symmetry, vorticity_folder, tmp_path
+):
     def task():
-        optimization = Optimization(learning_rate=1e-2, schedule=schedule, step_epochs=1)
+        optimization = Optimization(learning_rate=1e-2, schedule=schedule, step_epochs=1, warmup_steps=warmup_steps)
         return PDETask(monarch(), optimization, ema_decay=ema_decay, symmetry=symmetry)
 
     class Stop(Exception):
@@ -283,6 +285,8 @@ def test_options_out_of_range_are_refused(options):
         ({"schedule": "step", "step_epochs": 0}, "step_epochs is 0; it must be 1 or more"),
         ({"step_factor": 0.0}, "step_factor is 0.0"),
         ({"step_factor": math.nan}, "step_factor is nan"),
+        ({"warmup_steps": -1}, "warmup_steps is -1; it must not be negative"),
+        ({"warmup_steps": 2, "schedule": "step"}, "warmup_steps goes with the schedules cosine and constant"),
     ],
 )
 def test_schedules_out_of_range_are_refused(options, message):

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from sciml_monarch.errors import InputError
 
 Backend = Literal["auto", "torch", "triton"]
-DotPrecision = Literal["tf32x3", "tf32", "bf16", "native"]
+DotPrecision = Literal["tf32x3", "tf32", "tf32_left", "bf16", "native"]
 
 # of the process and not of the thread: backward passes run in threads of their own
 _chosen: Backend = "auto"
@@ -148,7 +148,8 @@ def dot_precision(dtype: torch.dtype) -> DotPrecision:
 
     Returns:
         "tf32x3" (three TF32 products, float32's accuracy) for "highest", "tf32" for "high", "bf16" (operands
-        rounded to bfloat16) for "medium"; "native" for half precisions. Sums are float32 throughout.
+        rounded to bfloat16) for "medium"; "native" for half precisions. Sums are float32 throughout. A kernel may ask
+        for "tf32_left" in place of "tf32": see ``products_triton.dot``.
     """
     if dtype != torch.float32:
         return "native"

@@ -37,8 +37,8 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
     """``acc + a b`` with float32 sums; of tiles with three axes, products of the last two.
 
     ``PRECISION`` is what :func:`~sciml_monarch.monarch.kernels.backend.dot_precision` gives, or "tf32_left": TF32 where
-    ``b`` has been rounded before. Tensor cores take the left operand from registers, in which it can be rounded, but
-    the right one from shared memory only: to round it there takes a way to the registers and back.
+    ``b`` has been rounded before. The tensor cores take the left operand from registers, where it can be rounded, but
+    the right one from shared memory only: rounding it takes a way to the registers and back.
     """
     if PRECISION == "bf16":
         return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)

@@ -161,10 +161,12 @@ def choose(problem: Problem) -> Config:
     return next(config for config in preferred if fits(problem, config))
 
 
-# the fastest on an H200 for 64 channels, 16 samples, 256^2 points, 32 modes (results/speed_h200/tune_spectral.json)
+# the fastest on an H200 for 64 channels, 16 samples, 256^2 points, 32 modes (results/speed_h200/tune_spectral.json); of
+# "tf32_left" and of planes that are narrowed in TF32 also for 8 samples of 512^2 points, timed later (decision 66)
 _MEASURED: dict[tuple[Kernel, DotPrecision], Config] = {
     ("narrow", "tf32x3"): Config(64, 32, 16, 4, 3),
-    ("narrow", "tf32"): Config(128, 32, 16, 8, 4),
+    ("narrow", "tf32"): Config(128, 32, 16, 4, 4),
+    ("narrow", "tf32_left"): Config(128, 32, 16, 8, 4),
     ("narrow", "bf16"): Config(128, 64, 16, 4, 3),
     ("widen", "tf32x3"): Config(64, 128, 16, 4, 3),
     ("widen", "tf32"): Config(64, 128, 16, 4, 1),
@@ -174,6 +176,7 @@ _MEASURED: dict[tuple[Kernel, DotPrecision], Config] = {
     ("weigh", "bf16"): Config(64, 128, 16, 8, 1),
     ("narrow_planes", "tf32x3"): Config(64, 16, 16, 4, 4),
     ("narrow_planes", "tf32"): Config(64, 32, 16, 4, 3),
+    ("narrow_planes", "tf32_left"): Config(64, 32, 16, 4, 3),
     ("narrow_planes", "bf16"): Config(128, 32, 16, 4, 3),
     ("turn", "tf32x3"): Config(64, 64, 16, 4, 3),
     ("turn", "tf32"): Config(64, 128, 32, 4, 1),

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from sciml_monarch.monarch.kernels import spectral_products
-from sciml_monarch.monarch.kernels.backend import DotPrecision, backend, dot_precision
+from sciml_monarch.monarch.kernels.backend import backend, dot_precision
 from sciml_monarch.monarch.kernels.device import device_of
 from sciml_monarch.monarch.kernels.products_triton import round_kernel
 from sciml_monarch.monarch.kernels.spectral_configs import Config, Kernel, Problem, choose, plane_tile, tiles
@@ -22,7 +22,7 @@ from sciml_monarch.monarch.kernels.spectral_planes_triton import (
 from sciml_monarch.monarch.kernels.spectral_products import AT_ONCE, ThinProducts
 
 LARGE = 2**21  # numbers of an operand
-ROUND_AT_ONCE = 1024
+ROUND_FIRST = 2**23  # numbers that are narrowed: a kernel more, which rounds the matrix, is not noticed
 N_PROGRAMS = 264  # that share rows to be summed: two for each multiprocessor of an H200; on others only speed differs
 
 
@@ -43,23 +43,19 @@ class End(NamedTuple):
 
 
 def problem(kernel: Kernel, like: Tensor, columns: int, modes: int) -> Problem:
-    """Describes what is to be computed on numbers of a dtype."""
-    return Problem(kernel, columns, modes, like.element_size(), dot_precision(like.dtype))
+    """Describes what is to be computed on numbers like those that are narrowed, widened or weighed."""
+    precision = dot_precision(like.dtype)
+    if precision == "tf32" and kernel in ("narrow", "narrow_planes") and like.numel() >= ROUND_FIRST:
+        precision = "tf32_left"
+    return Problem(kernel, columns, modes, like.element_size(), precision)
 
 
 def round_to_tf32(matrix: Tensor) -> Tensor:
     """Computes the nearest TF32 numbers of a contiguous float32 matrix, in float32."""
-    out = torch.empty_like(matrix)
+    out, n, block = torch.empty_like(matrix), matrix.numel(), 1024
     with device_of(matrix):
-        round_kernel[(triton.cdiv(matrix.numel(), ROUND_AT_ONCE),)](matrix, out, matrix.numel(), BLOCK=ROUND_AT_ONCE)
+        round_kernel[(triton.cdiv(n, block),)](matrix, out, n, BLOCK=block)
     return out
-
-
-def _rounded_once(precision: DotPrecision, x: Tensor, matrix: Tensor) -> tuple[str, Tensor]:
-    """The precision for a kernel, and the matrix: rounded before it if all of many programs would round it."""
-    if precision != "tf32" or x.numel() < LARGE:
-        return precision, matrix
-    return "tf32_left", round_to_tf32(matrix)
 
 
 def narrow(x: Tensor, matrix: Tensor, config: Config | None = None) -> Tensor:
@@ -78,7 +74,8 @@ def narrow(x: Tensor, matrix: Tensor, config: Config | None = None) -> Tensor:
     modes = matrix.shape[0]
     task = problem("narrow", x, columns, modes)
     c, t = config or choose(task), tiles(modes)
-    precision, matrix = _rounded_once(task.precision, x, matrix)
+    if task.precision == "tf32_left":
+        matrix = round_to_tf32(matrix)
     out = x.new_empty(groups, modes, rows)
     grid = (triton.cdiv(rows, c.rows), triton.cdiv(modes, t.main + t.rest), groups)
     with device_of(x):
@@ -89,7 +86,7 @@ def narrow(x: Tensor, matrix: Tensor, config: Config | None = None) -> Tensor:
             rows,
             COLUMNS=columns,
             MODES=modes,
-            PRECISION=precision,
+            PRECISION=task.precision,
             ROWS=c.rows,
             DEPTH=c.cols,
             MAIN=t.main,
@@ -205,7 +202,8 @@ def narrow_planes(
     (_, rows, columns), modes = z.shape, planes.shape[1]
     task = problem("narrow_planes", z, columns, modes)
     c, main = config or choose(task), plane_tile(modes)
-    precision, planes = _rounded_once(task.precision, z, planes)
+    if task.precision == "tf32_left":
+        planes = round_to_tf32(planes)
     out = z.new_empty((2, modes, rows) if inner is None else (modes * rows // inner, 2, inner))
     with device_of(z):
         narrow_planes_kernel[(triton.cdiv(rows, c.rows), triton.cdiv(modes, main))](
@@ -217,7 +215,7 @@ def narrow_planes(
             MODES=modes,
             INNER=inner or 0,
             CONJUGATE=conjugate,
-            PRECISION=precision,
+            PRECISION=task.precision,
             ROWS=c.rows,
             DEPTH=c.cols,
             MAIN=main,

@@ -31,7 +31,7 @@ def _layers() -> Iterator[tuple[str, nn.Module, Tensor]]:
     for grid, modes in (((37,), (9,)), ((20, 27), (7, 10)), ((24, 24), (10, 10)), ((9, 8, 11), (4, 4, 5))):
         yield f"convolution of {grid}", MonarchSpectralConv(3, 5, modes, grid), _random(2, 3, *grid)
     if DEVICE.type == "cuda":  # large enough for its matrices to be rounded by themselves
-        yield "large convolution", MonarchSpectralConv(8, 8, (10, 10), (185, 183)), _random(8, 8, 185, 183)
+        yield "large convolution", MonarchSpectralConv(8, 8, (10, 363), (365, 363)), _random(8, 8, 365, 363)
     for n_in, n_out, blocks in ((61, 70, 8), (250, 256, 4), (256, 256, 16)):
         yield f"linear layer {n_in} -> {n_out}", MonarchLinear(n_in, n_out, blocks=blocks), _random(37, n_in)
     for n in (12, 35, 64):

@@ -36,6 +36,7 @@ KERNELS = {
 }
 TOO_LARGE = (Problem("narrow", 256, 66, 4, "tf32"), Config(256, 64, 16, 8, 4))
 PROBLEMS = [Problem(kernel, 256, 66, 4, precision) for kernel in KINDS for precision in ("tf32", "tf32x3")]
+PROBLEMS += [Problem(kernel, 256, 66, 4, "tf32_left") for kernel in KINDS if kernel.startswith("narrow")]
 
 pytestmark = [pytest.mark.slow, needs_triton]
 
@@ -67,10 +68,8 @@ def test_what_is_chosen_is_tensor_core_code_that_fits_a_multiprocessor():
     assert too_large["shared"] > KERNEL_SHARED_BYTES
     assert not fits(*TOO_LARGE)
     for (problem, config), usage in zip(pairs, found, strict=True):
-        matrix_is_rounded = problem.precision == "tf32" and problem.kernel.startswith("narrow")
-        precision = "tf32_left" if matrix_is_rounded else problem.precision
-        assert (usage["name"], usage["constants"]["PRECISION"]) == (f"{problem.kernel}_kernel", precision)
-        assert usage["roundings"] > 0 or problem.precision != "tf32", problem
+        assert (usage["name"], usage["constants"]["PRECISION"]) == (f"{problem.kernel}_kernel", problem.precision)
+        assert usage["roundings"] > 0 or problem.precision not in ("tf32", "tf32_left"), problem
         assert usage["shared"] <= shared_bytes(problem, config) <= KERNEL_SHARED_BYTES, problem
         assert usage["fast_products"] > 0, problem
         assert usage["slow_products"] == 0, problem

@@ -25,7 +25,7 @@ from tests.helpers import needs_triton, randn, relative_error
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N_MODES = (1, 2, 18, 26, 34, 48, 66, 97, 128, 130, 258)
 COLUMNS = (5, 64, 100, 256, 1024)
-PRECISIONS = ((4, "tf32x3"), (4, "tf32"), (4, "bf16"), (2, "native"))
+PRECISIONS = ((4, "tf32x3"), (4, "tf32"), (4, "tf32_left"), (4, "bf16"), (2, "native"))
 
 
 @pytest.mark.parametrize(("itemsize", "precision"), PRECISIONS)
@@ -137,7 +137,7 @@ def test_matrices_of_large_products_in_tf32_are_rounded_before(large, wanted, pr
 
     round_to_tf32 = spectral_triton.round_to_tf32
     monkeypatch.setattr(spectral_triton, "round_to_tf32", noted)
-    monkeypatch.setattr(spectral_triton, "LARGE", 12 * 20 if large else 2 * 12 * 20 + 1)
+    monkeypatch.setattr(spectral_triton, "ROUND_FIRST", 12 * 20 if large else 2 * 12 * 20 + 1)
     x, matrix = randn(1, 12, 20, seed=1), randn(7, 20, seed=2)
     z, planes = randn(2, 12, 20, seed=3), randn(2, 7, 20, seed=4)
     precision(wanted)
