@@ -71,6 +71,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     },
 }
 TABLES["results/navier_stokes/README.md"] = {
+    "state_of_the_art": flow.state_of_the_art,
     "trainings": flow.trainings,
     "resolutions": flow.resolutions,
     "bands": flow.bands,
