@@ -17,7 +17,9 @@ TITLES = {
     "fno_1e-5": "FNO",
     "monarch_fno_1e-5": "MonarchFNO",
     "monarch_fno_symmetry_1e-5": "MonarchFNO, symmetries as augmentation",
+    "one_step_gated_1e-5": "ResidualMonarchFNO on single steps",
 }
+NOT_YET = "not yet"
 
 
 # published at a viscosity of 1e-5 on the FNO paper's data since Monarch, by year; AMO's second hand
@@ -31,7 +33,7 @@ PUBLISHED_SINCE = {
 }
 STATE_OF_THE_ART = {  # rows to stand beside these
     "monarch_fno_symmetry_1e-5": TITLES["monarch_fno_symmetry_1e-5"],
-    "one_step_gated_1e-5": "ResidualMonarchFNO on single steps",
+    "one_step_gated_1e-5": TITLES["one_step_gated_1e-5"],
     "rolled_out_gated_1e-5": "the same, then on roll-outs",
 }
 
@@ -77,22 +79,28 @@ def _scores(resolution: int | str) -> dict[str, dict[str, Any]]:
     return {Path(row["checkpoint"]).name: row for row in found}
 
 
+def _cell(scores: dict[str, dict[str, Any]], name: str, key: str, digits: int = 4) -> str:
+    """A score of a row, of several steps their mean; "not yet" where the row was not scored."""
+    if name not in scores:
+        return NOT_YET
+    value = scores[name][key]
+    return f"{statistics.mean(value) if isinstance(value, list) else value:.{digits}f}"
+
+
 def resolutions() -> str:
     """Networks of seed 0 on the same trajectories at the grid of the training and at others."""
-    scores, averaged = {n: _scores(n) for n in RESOLUTIONS}, _scores("symmetrized")
+    scores = {n: _scores(n) for n in (*RESOLUTIONS, "symmetrized")}
     lines = [
         "| network | 64² (trained) | averaged over symmetries | 32² | 128² | 256² | single frames at 64² | H1 at 64² "
         "| spectrum error (log10) at 64² | at 256² |",
         "|---" * 10 + "|",
     ]
     for name, title in TITLES.items():
-        own = scores[64][name]
-        errors = [f"{scores[n][name]['relative_l2']:.4f}" for n in RESOLUTIONS]
-        spectra = [f"{scores[n][name]['spectrum_error']:.2f}" for n in (64, 256)]
-        frames = statistics.mean(own["relative_l2_per_step"])
-        errors.insert(1, f"{averaged[name]['relative_l2']:.4f}")
-        cells = " | ".join([*errors, f"{frames:.4f}", f"{own['relative_h1']:.3f}", *spectra])
-        lines.append(f"| {title} | {cells} |")
+        errors = [_cell(scores[n], name, "relative_l2") for n in (64, "symmetrized", *RESOLUTIONS[1:])]
+        frames = _cell(scores[64], name, "relative_l2_per_step")
+        h1 = _cell(scores[64], name, "relative_h1", 3)
+        spectra = [_cell(scores[n], name, "spectrum_error", 2) for n in (64, 256)]
+        lines.append(f"| {title} | {' | '.join([*errors, frames, h1, *spectra])} |")
     return "\n".join(lines)
 
 
@@ -108,6 +116,9 @@ def long_roll_outs() -> str:
     lines = ["| network | " + " | ".join(f"after {n} s" for n in AFTER) + " | correlated above 0.9 for (s) |"]
     lines.append("|---" * (len(AFTER) + 2) + "|")
     for name, title in TITLES.items():
+        if name not in found:
+            lines.append(f"| {title} |" + f" {NOT_YET} |" * (len(AFTER) + 1))
+            continue
         row = found[name]
         errors = [f"{row['relative_l2_per_step'][n - 1]:.3f}" for n in AFTER]
         time = f"{row['correlation_time']:.1f}" + " or more" * row["correlation_time_is_lower_bound"]
@@ -122,7 +133,7 @@ def summary() -> str:
     lines = ["| network | parameters | seeds | 64² (trained) | 32² | 128² | 256² | published |", "|---" * 8 + "|"]
     for name, title in TITLES.items():
         n_parameters = next(row["n_parameters"] for row in rows if row["row"] == name)
-        others = " | ".join(f"{scores[n][name]['relative_l2']:.4f}" for n in RESOLUTIONS[1:])
+        others = " | ".join(_cell(scores[n], name, "relative_l2") for n in RESOLUTIONS[1:])
         published = rows_table.PUBLISHED.get(name.removesuffix("_1e-5"))
         lines.append(
             f"| {title} | {n_parameters:,} | {len(rows_table.errors_of(name, rows))} | {rows_table.cell(name, rows)} "

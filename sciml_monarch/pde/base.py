@@ -52,6 +52,21 @@ class Operator(nn.Module, ABC):
         del grid
         return ()
 
+    def check_channels(self, x: Tensor) -> None:
+        """Refuses fields that the network does not take.
+
+        Args:
+            x: What is to be ``(b, in_channels, *grid)``.
+
+        Raises:
+            InputError: It has another number of channels.
+        """
+        if x.shape[1] != self.in_channels:
+            raise InputError(
+                f"the input has {x.shape[1]} channels, but the network takes {self.in_channels} (history frames times "
+                "fields; it adds coordinates by itself)"
+            )
+
     @abstractmethod
     def forward(self, x: Tensor, prepared: Prepared | None = None) -> Tensor:
         """Applies the network.
@@ -62,6 +77,9 @@ class Operator(nn.Module, ABC):
 
         Returns:
             Fields ``(b, out_channels, *grid)``.
+
+        Raises:
+            InputError: See :meth:`check_channels`, and the networks for what else they ask of a grid.
         """
 
     def transform_parameters(self) -> list[nn.Parameter]:

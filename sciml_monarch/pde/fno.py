@@ -88,6 +88,7 @@ class FNO(Operator):
 
     def forward(self, x: Tensor, prepared: Prepared | None = None) -> Tensor:
         """Applies the network; see :class:`Operator`."""
+        self.check_channels(x)
         blocks = self.net.fno_blocks
         _check_modes(self.config["n_modes"], x.shape[2:])
         grid = x.shape[2:]
@@ -243,6 +244,7 @@ class MonarchFNO(Operator):
 
     def forward(self, x: Tensor, prepared: Prepared | None = None) -> Tensor:
         """Applies the network; see :class:`Operator`."""
+        self.check_channels(x)
         grid = x.shape[2:]
         if prepared is None:
             prepared = self.prepare(tuple(grid))

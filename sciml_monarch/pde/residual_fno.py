@@ -166,6 +166,7 @@ class ResidualMonarchFNO(Operator):
 
     def forward(self, x: Tensor, prepared: Prepared | None = None) -> Tensor:
         """Applies the network; see :class:`Operator`."""
+        self.check_channels(x)
         grid = x.shape[2:]
         if prepared is None:
             prepared = self.prepare(tuple(grid))

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -196,6 +197,7 @@ class PDETask(L.LightningModule):
         if self.compile_net:
             self.surrogate.net.compile()
         if stage == "fit":
+            self._warn_of_another_grid(data.description.grid)
             self.train_on_first(None)  # whatever an earlier training ended with
             if self.init_from is None:  # else the weights are of use with their own normalisation alone
                 self._normalize_for(data)
@@ -207,6 +209,14 @@ class PDETask(L.LightningModule):
                 )
             if self.cuda_graph and (self.trainer.world_size > 1 or self.trainer.accumulate_grad_batches > 1):
                 raise InputError("cuda_graph needs one device and no gradient accumulation; switch one of them off")
+
+    def _warn_of_another_grid(self, grid: tuple[int, ...]) -> None:
+        own = self.surrogate.net.config.get("grid")
+        if own is not None and tuple(own) != tuple(grid):
+            rank_zero_warn(
+                f"the network is made for a grid of {' x '.join(map(str, own))} points, but the data has "
+                f"{' x '.join(map(str, grid))}: it is trained through an interpolation; give it the grid of the data"
+            )
 
     def _normalize_for(self, data: TrajectoryData | PairData) -> None:
         statistics = data.statistics()

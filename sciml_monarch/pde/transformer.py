@@ -235,6 +235,7 @@ class OperatorTransformer(Operator):
         Raises:
             InputError: The grid has another number of axes than the patch, or the patch does not divide it.
         """
+        self.check_channels(x)
         grid = tuple(x.shape[2:])
         tokens = self._tokens(grid)
         features, cos, sin = self.prepare(grid) if prepared is None else prepared

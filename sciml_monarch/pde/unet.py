@@ -71,6 +71,7 @@ class UNet(Operator):
         Raises:
             InputError: The grid has another number of axes, or an axis is not a multiple of 16 points.
         """
+        self.check_channels(x)
         grid = tuple(x.shape[2:])
         if len(grid) != self.config["n_dim"] or any(n % 2**N_LEVELS for n in grid):
             raise InputError(

@@ -4,7 +4,15 @@ import torch.nn.utils.prune
 from torch.nn.functional import gelu
 
 from sciml_monarch import InputError
-from sciml_monarch.pde import FNO, MonarchFNO, UNet, n_parameters, rollout
+from sciml_monarch.pde import (
+    FNO,
+    MonarchFNO,
+    OperatorTransformer,
+    ResidualMonarchFNO,
+    UNet,
+    n_parameters,
+    rollout,
+)
 
 
 def perturb_transforms(net, scale=0.05):
@@ -110,8 +118,10 @@ def test_learned_monarch_fno_runs_on_other_grids_with_a_bounded_change():
         lambda: MonarchFNO(4, 1, 4, (4, 4), (16, 16), n_layers=2),
         lambda: MonarchFNO(4, 1, 4, (4, 4), (16, 16), n_layers=2, mixing={"mlp_channels": 3}, padding=0.5),
         lambda: UNet(4, 1, width=4),
+        lambda: ResidualMonarchFNO(4, 1, 4, (4, 4), (16, 16), n_layers=2),
+        lambda: OperatorTransformer(4, 1, 16, n_layers=1, n_heads=2),
     ],
-    ids=["FNO", "MonarchFNO", "MonarchFNO, padded, with MLPs", "UNet"],
+    ids=["FNO", "MonarchFNO", "MonarchFNO, padded, with MLPs", "UNet", "ResidualMonarchFNO", "OperatorTransformer"],
 )
 def test_network_is_rebuilt_from_its_config_and_state(make, tmp_path):
     net = make()
@@ -120,6 +130,8 @@ def test_network_is_rebuilt_from_its_config_and_state(make, tmp_path):
     again = type(net)(**net.config)
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     torch.testing.assert_close(again(x), net(x), rtol=0, atol=0)
+    with pytest.raises(InputError, match="the input has 5 channels, but the network takes 4 "):
+        net(torch.randn(2, 5, 16, 16))
 
 
 @pytest.mark.parametrize(

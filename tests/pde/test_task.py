@@ -267,6 +267,12 @@ def test_network_for_other_channels_is_refused_before_training(vorticity_folder,
         fit(PDETask(net), data(vorticity_folder), tmp_path, trainer_options=CPU | {"max_epochs": 1})
 
 
+def test_a_network_of_another_grid_is_trained_with_a_warning(vorticity_folder, tmp_path):
+    net = MonarchFNO(3, 1, 4, (8, 8), (12, 12), n_layers=1)
+    with pytest.warns(UserWarning, match="made for a grid of 12 x 12 points, but the data has 16 x 16"):
+        fit(PDETask(net), data(vorticity_folder), tmp_path, trainer_options=CPU | {"max_epochs": 1})
+
+
 @pytest.mark.parametrize("options", [{"learning_rate": 0.0}, {"weight_decay": -1.0}])
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(InputError, match="must be positive"):
