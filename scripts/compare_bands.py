@@ -66,6 +66,7 @@ def compare_bands(
     out: Path = Path("results/bands.json"),
     edges: list[int] | None = None,
     n_test: int | None = None,
+    n_steps: int | None = None,
     resolution: int | None = None,
     batch_size: int = 20,
     device: str = "auto",
@@ -78,6 +79,7 @@ def compare_bands(
         out: JSON file to write.
         edges: Last frequencies of the bands; by default 12, 16 and 24.
         n_test: The last so many trajectories; by default as in ``evaluate``.
+        n_steps: Frames of the roll-outs; by default as in ``evaluate``.
         resolution: Points on the first axis; by default that of the training.
         batch_size: Trajectories at a time.
         device: "auto", "cpu", "cuda", ...
@@ -91,7 +93,7 @@ def compare_bands(
     where = choose_device(device)
     networks = {path: load_surrogate(path).to(where).eval() for path in checkpoints}
     source = open_fields(data, {network.description.fields for network in networks.values()})
-    task = make_protocol(networks, source, n_test, resolution=resolution)
+    task = make_protocol(networks, source, n_test, n_steps, resolution=resolution)
     if len(task.grid) != 2 or len(source.fields) != 1:
         raise InputError(f"{data}: bands are of one field in the plane, not of {source.fields} on {task.grid}")
     truths, errors = [], {path: [] for path in checkpoints}  # type: tuple[list[Tensor], dict[Path, list[Tensor]]]

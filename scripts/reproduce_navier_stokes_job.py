@@ -145,6 +145,7 @@ def train_job(job: Job, options: Options, device: int | None, deadline: float = 
         "network": type(task.surrogate.net).__name__,
         "n_parameters": n_parameters(task),
         **{k: getattr(data, k) for k in ("n_train", "n_val", "n_test", "n_history", "n_steps", "batch_size")},
+        "test_steps": data.description.n_test_steps,
         "settings": options.settings,
         "known_frames": data.n_history if data.loader.known_frames is None else data.loader.known_frames,
         "precision": str(config["trainer"].get("precision", "32")),

@@ -22,7 +22,7 @@ def card(row: dict[str, Any]) -> str:
     before = f" after {first} epochs of the network that it begins from" if first else ""
     trained = f"precision {precision(row)}, on one {row['device']} with torch {row['torch']}"
     return (
-        f"Relative L2 error of the whole roll-out, {row['n_steps']} frames behind {known}{seen}, mean over "
+        f"Relative L2 error of the whole roll-out, {row.get('test_steps', row['n_steps'])} frames behind {known}{seen}, mean over "
         f"{row['n_test']} test trajectories: **{row['relative_l2']:.4f}**.\n\n"
         f"`configs/navier_stokes/{row['row']}.yaml`{settings}: {row['n_train']:,} trajectories, {row['epochs']} "
         f"epochs{before}, seed {row['seed']}, {trained}, {row['trainings_on_the_device']} trainings side by side, in "

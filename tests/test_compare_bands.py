@@ -46,5 +46,7 @@ def test_errors_lie_where_they_are_made(program, tmp_path, monkeypatch, capsys):
     assert right["whole"] == pytest.approx([0, 0], abs=1e-5)
     assert [len(row["per_frame"]) for row in content["rows"]] == [DESCRIPTION.n_steps] * 3
     assert "| the truth itself | 0.5000 | 0.5000 |" in capsys.readouterr().out
+    program.compare_bands(paths, data, out, edges=[4], n_test=2, n_steps=1, device="cpu")
+    assert [len(row["per_frame"]) for row in json.loads(out.read_text())["rows"]] == [1] * 3
     with pytest.raises(InputError, match=r"edges \[4, 2\]: give rising frequencies"):
         program.compare_bands(paths, data, out, edges=[4, 2])

@@ -102,7 +102,12 @@ class TrajectoryData(L.LightningDataModule):
             n_history=self.n_history,
             n_steps=self.n_steps,
             attributes=dict(source.attributes),
-            split={"n_trajectories": source.n_trajectories, "n_test": self.n_test, "known_frames": self._n_known()},
+            split={
+                "n_trajectories": source.n_trajectories,
+                "n_test": self.n_test,
+                "known_frames": self._n_known(),
+                "test_steps": self._n_test_steps(),
+            },
         )
 
     def setup(self, stage: str | None = None) -> None:

@@ -21,8 +21,8 @@ class Description:
         n_history: Frames that a network sees.
         n_steps: Frames that it was trained to predict by roll-out.
         attributes: Physical parameters of the data set (viscosity, seed, ...).
-        split: Its ``n_trajectories``, the last ``n_test`` that training left alone, and the ``known_frames`` behind
-            which these are predicted; what is unknown is not there.
+        split: Its ``n_trajectories``, the last ``n_test`` that training left alone, the ``known_frames`` behind which
+            these are predicted, and for how many ``test_steps``; what is unknown is not there.
     """
 
     fields: tuple[str, ...]
@@ -40,6 +40,11 @@ class Description:
             raise InputError(f"{len(self.fields)} fields {self.fields} but {len(self.units)} units {self.units}")
         if len(self.grid) != len(self.lengths):
             raise InputError(f"a grid of {len(self.grid)} axes but {len(self.lengths)} lengths {self.lengths}")
+
+    @property
+    def n_test_steps(self) -> int:
+        """Frames of a roll-out in its test: a network that is trained on single steps is tested on longer ones."""
+        return self.split.get("test_steps", self.n_steps)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON values, as stored in checkpoints."""

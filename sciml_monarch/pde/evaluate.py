@@ -64,9 +64,8 @@ def evaluate(
         out: Folder for the results; earlier results in it are replaced.
         n_test: Number of test trajectories, the last ones of the data. By default, and at most, those that the
             training left alone, if it was on the same data.
-        n_steps: Frames that errors are taken over. By default the roll-out that the networks were trained
-            for.
-        n_horizons: Length of the free roll-out that is watched for divergence, in trained roll-outs.
+        n_steps: Frames that errors are taken over. By default those of the tests of the networks' trainings.
+        n_horizons: Length of the free roll-out that is watched for divergence, in roll-outs of these tests.
         resolution: Points on the first axis to run on; it must divide the data's. By default that of the
             training.
         batch_size: Trajectories at a time.

@@ -61,9 +61,8 @@ def make_protocol(
         data: The trajectories.
         n_test: The last ``n_test`` trajectories are the test; by default those that the training left alone on this
             data, or all of data that it has not seen.
-        n_steps: Frames that errors are taken over; by default the roll-out that the networks were trained
-            for.
-        n_horizons: Length of the free roll-out in trained roll-outs.
+        n_steps: Frames that errors are taken over; by default those of the tests of the networks' trainings.
+        n_horizons: Length of the free roll-out in roll-outs of these tests.
         resolution: Points on the first axis; by default the grid that the networks were trained on.
         known_frames: Frames behind which the networks predict, at least the longest history; by default those of the
             tests of their trainings, the most of them.
@@ -95,10 +94,10 @@ def make_protocol(
             f"n_test {n_test} would test on what the network has seen"
         )
     descriptions = [network.description for network in networks.values()]
-    trained = {d.n_steps for d in descriptions}
-    if n_steps is None and len(trained) > 1:
-        raise InputError(f"the networks were trained on roll-outs of {sorted(trained)} steps; give n_steps")
-    scored = n_steps or max(trained)
+    tested = {d.n_test_steps for d in descriptions}
+    if n_steps is None and len(tested) > 1:
+        raise InputError(f"the networks' trainings tested roll-outs of {sorted(tested)} steps; give n_steps")
+    scored = n_steps or max(tested)
     # a network may see few of the frames that are known in its test
     first = known_frames or max(d.split.get("known_frames", d.n_history) for d in descriptions)
     longest = max(d.n_history for d in descriptions)
@@ -109,7 +108,7 @@ def make_protocol(
             f"{data.path}: {data.n_times} times are too few for {first} known and {scored} predicted frames "
             f"({first + scored}); give fewer n_steps or known_frames ({longest} or more), or longer trajectories"
         )
-    free = max(scored, n_horizons * max(trained))
+    free = max(scored, n_horizons * max(tested))
     known = min(free, data.n_times - first)
     stride = _stride(networks, data, resolution)
     return Protocol(

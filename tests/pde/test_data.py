@@ -127,6 +127,7 @@ class TestTrajectoryData:
         used = WAVES[:6] if windows == "all" else WAVES[:6, 2:5]
         np.testing.assert_allclose(mean.numpy(), [used.mean()], rtol=1e-5, atol=1e-7)
         assert data.description.split["known_frames"] == 3
+        assert (data.description.n_steps, data.description.n_test_steps) == (2, 2)
 
     def test_known_frames_that_do_not_fit(self, path):
         with pytest.raises(InputError, match="known_frames 2: the network sees n_history 3 of them"):

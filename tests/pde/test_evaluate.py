@@ -184,6 +184,21 @@ def test_a_finer_grid_is_thinned_to_that_of_the_training(tmp_path, data):
             make_protocol(nets, fine, 2, resolution=wrong)
 
 
+def test_errors_are_taken_over_the_frames_of_the_tests_in_training(data):
+    source = open_trajectories(data)
+    net, other = network(Scale(1.0)), network(Scale(1.0))
+    trained = net.description.n_steps
+    single = dataclasses.replace(net.description, n_steps=1, split={"test_steps": trained})
+    other.describe(dataclasses.replace(single, split={}))  # as of a checkpoint from before it was noted
+    net.describe(single)
+    task = make_protocol({Path("net"): net}, source, 2)
+    assert (task.n_steps, task.n_free) == (trained, 3 * trained)
+    assert make_protocol({Path("net"): net}, source, 2, n_steps=1).n_steps == 1
+    assert make_protocol({Path("other"): other}, source, 2).n_steps == 1
+    with pytest.raises(InputError, match=rf"tested roll-outs of \[1, {trained}\] steps; give n_steps"):
+        make_protocol({Path("net"): net, Path("other"): other}, source, 2)
+
+
 def test_networks_of_different_history_predict_the_same_frames(data):
     source = open_trajectories(data)
     long, short = network(Scale(1.0, 4), n_history=4), network(Scale(1.0))
