@@ -32,9 +32,9 @@ class Optimization:
             ``step_epochs`` epochs, ``constant`` does neither.
         step_epochs: Epochs between two reductions.
         step_factor: Factor of a reduction.
-        warmup_steps: Steps in which the rate rises linearly before the schedule begins; not with ``step``. Adam's first
-            steps change every parameter by the whole rate, however small its gradient: what was trained before would
-            be lost.
+        warmup: Share of all steps in which the rate rises linearly before the schedule begins; not with ``step``. The
+            first steps of Adam change every parameter by the whole rate, however small its gradient: what was trained
+            before would be lost.
         transform_rate: Learning rate of the transforms relative to the others.
         optimizer: "adam"; or "muon" (:class:`~sciml_monarch.muon.Muon`) or "soap" (:class:`~sciml_monarch.soap.Soap`)
             for the matrices between hidden channels of a neural operator, with steps of the size of Adam's, and Adam
@@ -49,7 +49,7 @@ class Optimization:
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     step_epochs: int = 40
     step_factor: float = 0.1
-    warmup_steps: int = 0
+    warmup: float = 0.0
     transform_rate: float = 1.0
     optimizer: OptimizerName = "adam"
 
@@ -67,10 +67,10 @@ class Optimization:
             raise InputError(f"step_epochs is {self.step_epochs}; it must be 1 or more")
         if not 0 < self.step_factor < math.inf:
             raise InputError(f"step_factor is {self.step_factor}; it must be positive and finite")
-        if self.warmup_steps < 0:
-            raise InputError(f"warmup_steps is {self.warmup_steps}; it must not be negative")
-        if self.warmup_steps and self.schedule == "step":
-            raise InputError("warmup_steps goes with the schedules cosine and constant, not with step")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup is {self.warmup}; it must be a share of the steps, 0 or more and less than 1")
+        if self.warmup and self.schedule == "step":
+            raise InputError("warmup goes with the schedules cosine and constant, not with step")
 
 
 def make_optimizer(
@@ -87,8 +87,7 @@ def make_optimizer(
         What Lightning's ``configure_optimizers`` returns.
 
     Raises:
-        InputError: Muon or SOAP is asked for, and the network is not a neural operator; or the warm-up is not shorter
-            than the training.
+        InputError: Muon or SOAP is asked for, and the network is not a neural operator.
     """
     own = {id(p) for p in transforms}
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -106,14 +105,11 @@ def make_optimizer(
 
 def _of_steps(module: L.LightningModule, optimizer: Optimizer, options: Optimization) -> LRScheduler | None:
     """What changes the rate at every step, if anything does."""
-    warmup = options.warmup_steps
-    later: LRScheduler | None = None
-    if warmup or options.schedule == "cosine":
-        steps = int(module.trainer.estimated_stepping_batches)
-        if warmup >= steps:
-            raise InputError(f"warmup_steps is {warmup}, but the whole training has {steps} steps")
-        if options.schedule == "cosine":
-            later = CosineAnnealingLR(optimizer, T_max=steps - warmup)
+    if not options.warmup and options.schedule != "cosine":
+        return None
+    steps = int(module.trainer.estimated_stepping_batches)
+    warmup = math.floor(options.warmup * steps)
+    later = CosineAnnealingLR(optimizer, T_max=steps - warmup) if options.schedule == "cosine" else None
     if not warmup:
         return later
     rising = LinearLR(optimizer, 1 / (warmup + 1), 1.0, warmup)

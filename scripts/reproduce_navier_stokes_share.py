@@ -17,12 +17,13 @@ from sciml_monarch.training import LAST
 def card(row: dict[str, Any]) -> str:
     """What a model card says of a training and its test."""
     settings = f", --set {' '.join(row['settings'])}" if row["settings"] else ""
+    steps = row.get("test_steps", row["n_steps"])  # which the first rows do not say, and were trained on them
     known, first = row.get("known_frames", row["n_history"]), row.get("epochs_of_first")
     seen = f", of which it sees {row['n_history']}" if row["n_history"] != known else ""
     before = f" after {first} epochs of the network that it begins from" if first else ""
     trained = f"precision {precision(row)}, on one {row['device']} with torch {row['torch']}"
     return (
-        f"Relative L2 error of the whole roll-out, {row.get('test_steps', row['n_steps'])} frames behind {known}{seen}, mean over "
+        f"Relative L2 error of the whole roll-out, {steps} frames behind {known}{seen}, mean over "
         f"{row['n_test']} test trajectories: **{row['relative_l2']:.4f}**.\n\n"
         f"`configs/navier_stokes/{row['row']}.yaml`{settings}: {row['n_train']:,} trajectories, {row['epochs']} "
         f"epochs{before}, seed {row['seed']}, {trained}, {row['trainings_on_the_device']} trainings side by side, in "

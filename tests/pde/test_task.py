@@ -78,13 +78,11 @@ def test_training_lowers_the_error_and_the_checkpoint_rebuilds_the_network(make,
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
-@pytest.mark.parametrize(("schedule", "warmup_steps"), [("cosine", 0), ("cosine", 7), ("step", 0)])
+@pytest.mark.parametrize(("schedule", "warmup"), [("cosine", 0.0), ("cosine", 0.6), ("step", 0.0)])
 @pytest.mark.parametrize(("ema_decay", "symmetry"), [(None, None), (0.9, None), (None, fno_forced_navier_stokes())])
-def test_resumed_run_equals_an_uninterrupted_one(
-    schedule, warmup_steps, ema_decay, symmetry, vorticity_folder, tmp_path
-):
+def test_resumed_run_equals_an_uninterrupted_one(schedule, warmup, ema_decay, symmetry, vorticity_folder, tmp_path):
     def task():
-        optimization = Optimization(learning_rate=1e-2, schedule=schedule, step_epochs=1, warmup_steps=warmup_steps)
+        optimization = Optimization(learning_rate=1e-2, schedule=schedule, step_epochs=1, warmup=warmup)
         return PDETask(monarch(), optimization, ema_decay=ema_decay, symmetry=symmetry)
 
     class Stop(Exception):
@@ -291,8 +289,10 @@ def test_options_out_of_range_are_refused(options):
         ({"schedule": "step", "step_epochs": 0}, "step_epochs is 0; it must be 1 or more"),
         ({"step_factor": 0.0}, "step_factor is 0.0"),
         ({"step_factor": math.nan}, "step_factor is nan"),
-        ({"warmup_steps": -1}, "warmup_steps is -1; it must not be negative"),
-        ({"warmup_steps": 2, "schedule": "step"}, "warmup_steps goes with the schedules cosine and constant"),
+        ({"warmup": -0.1}, "warmup is -0.1; it must be a share of the steps"),
+        ({"warmup": 1.0}, "warmup is 1.0; it must be a share"),
+        ({"warmup": math.nan}, "warmup is nan; it must be a share"),
+        ({"warmup": 0.1, "schedule": "step"}, "warmup goes with the schedules cosine and constant"),
     ],
 )
 def test_schedules_out_of_range_are_refused(options, message):
