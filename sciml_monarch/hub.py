@@ -249,7 +249,7 @@ tags: [neural-operator, monarch]
 | trained on grid | {" x ".join(map(str, d.grid))} |
 | domain lengths | {" x ".join(map(str, d.lengths))} |
 | time between frames (s) | {d.dt} |
-| history, trained roll-out (frames) | {d.n_history}, {d.n_steps} |
+| history, trained roll-out, tested roll-out (frames) | {d.n_history}, {d.n_steps}, {d.n_test_steps} |
 | units | {", ".join(d.units)} |
 {physics}
 

@@ -87,7 +87,8 @@ def make_optimizer(
         What Lightning's ``configure_optimizers`` returns.
 
     Raises:
-        InputError: Muon or SOAP is asked for, and the network is not a neural operator.
+        InputError: Muon or SOAP is asked for, and the network is not a neural operator; or the schedule needs a number
+            of steps, and the training has none.
     """
     own = {id(p) for p in transforms}
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -107,8 +108,10 @@ def _of_steps(module: L.LightningModule, optimizer: Optimizer, options: Optimiza
     """What changes the rate at every step, if anything does."""
     if not options.warmup and options.schedule != "cosine":
         return None
+    if not math.isfinite(module.trainer.estimated_stepping_batches):
+        raise InputError("cosine and warmup follow the steps of the whole training: give max_epochs or max_steps")
     steps = int(module.trainer.estimated_stepping_batches)
-    warmup = math.floor(options.warmup * steps)
+    warmup = min(max(1, math.floor(options.warmup * steps)), steps - 1) if options.warmup else 0
     later = CosineAnnealingLR(optimizer, T_max=steps - warmup) if options.schedule == "cosine" else None
     if not warmup:
         return later
@@ -154,6 +157,39 @@ def _refuse_another(optimizer: Optimizer, state: dict[str, Any]) -> None:
     ours, theirs = name(optimizer.param_groups), name(state["param_groups"])
     if ours != theirs:
         raise InputError(f"optimizer is {ours}, but the checkpoint was trained with {theirs}; resume as it was started")
+
+
+def refuse_other_schedule(checkpoint: dict[str, Any], options: Optimization) -> None:
+    """Refuses to go on from a training with a schedule of another kind, whose rates PyTorch would mix with ours.
+
+    Args:
+        checkpoint: As Lightning loads it; of one that has weights only nothing is asked.
+        options: Of the training that is to go on.
+
+    Raises:
+        InputError: One rises first and the other does not, or what follows differs.
+    """
+    if "lr_schedulers" not in checkpoint:
+        return
+    theirs = [_kind(state) for state in checkpoint["lr_schedulers"]] or ["constant"]
+    ours = options.schedule + " with warmup" * bool(options.warmup)
+    if theirs != [ours]:
+        raise InputError(
+            f"the schedule is {ours}, but the checkpoint was trained with {theirs[0]}; resume as it was started"
+        )
+
+
+def _kind(schedule: dict[str, Any]) -> str:
+    """What schedule a state is of."""
+    for mark, kind in (
+        ("_schedulers", "cosine with warmup"),
+        ("T_max", "cosine"),
+        ("total_iters", "constant with warmup"),
+        ("step_size", "step"),
+    ):
+        if mark in schedule:
+            return kind
+    return "another"
 
 
 def _groups(trained: list[nn.Parameter], own: set[int], options: Optimization) -> list[dict[str, Any]]:

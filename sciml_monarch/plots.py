@@ -66,7 +66,7 @@ def error_growth(
         correlations: Network name to correlation of each step, ``(b, n_known)``.
         rms_ratios: Network name to RMS over that of the truth, ``(b, n_steps)``; the name "truth" may be
             among them.
-        horizon: Time up to which the networks were trained; marked by a line.
+        horizon: Time up to which the networks' trainings tested them; marked by a line.
         threshold: Correlation that counts as lost; marked by a line.
 
     Returns:
@@ -92,7 +92,7 @@ def error_growth(
     panels[0].legend(frameon=False)
     panels[2].legend(frameon=False)
     panels[0].annotate(
-        "trained so far",
+        "tested in training",
         (horizon, 0.02),
         xycoords=("data", "axes fraction"),
         rotation=90,

@@ -110,7 +110,7 @@ class _State:
             self["second_moment"] = torch.zeros_like(g.real if self.is_complex else g)
             for side in self.sides:
                 self[side] = (1 - second) * grams[side]()
-                self[f"{side}_basis"] = torch.linalg.eigh(self[side]).eigenvectors.flip(-1)
+                self[f"{side}_basis"] = _eigenvectors(self[side])
             return None
         self.stored["step"] += 1
         k = self.stored["step"]
@@ -149,3 +149,14 @@ class _State:
             self[f"{side}_basis"] = torch.linalg.qr(towards.gather(-1, order.unsqueeze(-2).expand_as(towards))).Q
             variance = self["second_moment"]
             self["second_moment"] = variance.gather(axis, order.unsqueeze(-1 if axis == -2 else -2).expand_as(variance))
+
+
+def _eigenvectors(gram: Tensor) -> Tensor:
+    """Those of ``(batch, n, n)`` Hermitian matrices, by falling eigenvalues."""
+    try:
+        vectors = torch.linalg.eigh(gram).eigenvectors
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        # one gradient leaves many eigenvalues zero, with which cuSOLVER may not converge
+        wide = gram.to("cpu", torch.promote_types(gram.dtype, torch.float64))
+        vectors = torch.linalg.eigh(wide).eigenvectors.to(gram)
+    return vectors.flip(-1)

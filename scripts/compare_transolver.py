@@ -110,17 +110,23 @@ class Training:
         frames: Trajectories to train on ``(b, time, *grid)``.
         epochs: Of the whole training.
         precision: "32" with TF32 in products, or "bf16".
+        compiled: Whether ``torch.compile`` makes the network faster.
         seed: Of the order of batches.
     """
 
-    def __init__(self, net: nn.Module, frames: Tensor, epochs: int, precision: Precision, seed: int) -> None:
+    def __init__(
+        self, net: nn.Module, frames: Tensor, epochs: int, precision: Precision, compiled: bool, seed: int
+    ) -> None:
         self.net, self.frames, self.epochs, self.precision, self.seed = net, frames, epochs, precision, seed
+        self.compiled = compiled
+        if compiled:
+            net.compile()
         self.n_train = len(frames)
         steps = self.n_train // BATCH
         self.optimizer = AdamW(net.parameters(), RATE, weight_decay=DECAY, fused=frames.is_cuda)
         self.schedule = OneCycleLR(self.optimizer, RATE, epochs=epochs, steps_per_epoch=steps)
         self.epoch, self.seconds = 0, 0.0
-        self.epoch_seconds: list[float] = []  # of this call
+        self.epoch_seconds: list[float] = []
         self.losses: list[float] = []
 
     def run(self, deadline: float, checkpoint: Path) -> None:
@@ -165,7 +171,7 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """What the training goes on from."""
         parts = {name: getattr(self, name).state_dict() for name in ("net", "optimizer", "schedule")}
-        numbers = ("epoch", "epochs", "seconds", "losses", "precision", "seed", "n_train")
+        numbers = ("epoch", "epochs", "seconds", "epoch_seconds", "losses", "precision", "compiled", "seed", "n_train")
         return parts | {name: getattr(self, name) for name in numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -174,12 +180,13 @@ class Training:
         Raises:
             InputError: It is of another training.
         """
-        for name in ("epochs", "precision", "seed", "n_train"):
+        for name in ("epochs", "precision", "compiled", "seed", "n_train"):
             if state[name] != getattr(self, name):
                 raise InputError(f"the checkpoint has {name} {state[name]}, not {getattr(self, name)}")
         for name in ("net", "optimizer", "schedule"):
             getattr(self, name).load_state_dict(state[name])
-        self.epoch, self.seconds, self.losses = state["epoch"], state["seconds"], state["losses"]
+        for name in ("epoch", "seconds", "epoch_seconds", "losses"):
+            setattr(self, name, state[name])
 
 
 def run(
@@ -224,12 +231,10 @@ def run(
     torch.manual_seed(seed)
     net = network(code, tuple(source.grid)).to(where)  # type: ignore[arg-type]
     frames = torch.stack([source.read(row, 0, N_HISTORY + N_STEPS)[:, 0] for row in range(n_train)]).to(where)
-    training = Training(net, frames, epochs, precision, seed)
+    training = Training(net, frames, epochs, precision, compiled, seed)
     out.mkdir(parents=True, exist_ok=True)
     if (out / LAST).is_file():
         training.load_state_dict(torch.load(out / LAST, map_location=where, weights_only=True))
-    if compiled:
-        net.compile()
     training.run(end, out / LAST)
     row = {
         "network": "Transolver",

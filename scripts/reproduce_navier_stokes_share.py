@@ -1,12 +1,14 @@
 """Trained networks of ``reproduce_navier_stokes.py`` as folders to share: safetensors and a model card."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from checkpoint_pieces import WEIGHTS
-from reproduce_navier_stokes_job import ROW
+from reproduce_navier_stokes_job import CONFIGS, ROW
 from reproduce_navier_stokes_table import precision
+from reproduce_training import read_config
 
 from sciml_monarch import load, save
 from sciml_monarch.errors import InputError
@@ -14,10 +16,18 @@ from sciml_monarch.pde import Surrogate
 from sciml_monarch.training import LAST
 
 
+def tested_steps(row: dict[str, Any]) -> int:
+    """Frames of the roll-outs that a training was tested on; of rows that do not say it those of its configuration."""
+    if "test_steps" in row:
+        return int(row["test_steps"])
+    data = read_config(CONFIGS / f"{row['row']}.yaml", row["settings"])["data"]["init_args"]
+    return int(data["loader"].get("test_steps") or row["n_steps"])
+
+
 def card(row: dict[str, Any]) -> str:
     """What a model card says of a training and its test."""
     settings = f", --set {' '.join(row['settings'])}" if row["settings"] else ""
-    steps = row.get("test_steps", row["n_steps"])  # which the first rows do not say, and were trained on them
+    steps = tested_steps(row)
     known, first = row.get("known_frames", row["n_history"]), row.get("epochs_of_first")
     seen = f", of which it sees {row['n_history']}" if row["n_history"] != known else ""
     before = f" after {first} epochs of the network that it begins from" if first else ""
@@ -62,5 +72,8 @@ def share(runs: Path, target: Path, names: list[str] | None = None, seed: int = 
         checkpoint = folder / LAST if (folder / LAST).is_file() else folder / WEIGHTS
         network = load(checkpoint)
         assert isinstance(network, Surrogate)
+        own = network.description
+        # which checkpoints of before it was noted do not say
+        network.describe(replace(own, split=own.split | {"test_steps": tested_steps(row)}))
         written.append(save(network, target / name, card(row)))
     return written

@@ -91,9 +91,23 @@ def test_a_training_that_was_stopped_goes_on_and_is_tested_at_its_end(program, c
         row(tmp_path / "parts", seed=1)
     with pytest.raises(InputError, match="the checkpoint has n_train 4, not 2"):
         row(tmp_path / "parts", n_train=2)
+    with pytest.raises(InputError, match="the checkpoint has compiled False, not True"):
+        row(tmp_path / "parts", compiled=True)
+    again = row(tmp_path / "whole")  # nothing is left to train
+    assert (again["epoch_seconds"], again["relative_l2"]) == (whole["epoch_seconds"], whole["relative_l2"])
     half = row(tmp_path / "half", precision="bf16")
     assert half["train_loss"][0] == pytest.approx(whole["train_loss"][0], rel=0.05)
     assert half["relative_l2"] != whole["relative_l2"]
+
+
+def test_a_compiled_network_is_trained_where_it_is_asked_for(program, code, data, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda net: compiled.append(net))
+    options = {"epochs": 1, "n_train": 4, "n_test": 2, "device": "cpu"}
+    for asked in (False, True):
+        program.run(code, data, tmp_path / str(asked), compiled=asked, **options)
+        assert json.loads((tmp_path / str(asked) / "row.json").read_text())["compiled"] is asked
+        assert len(compiled) == asked
 
 
 def test_code_and_data_that_are_not_there_are_named(program, code, tmp_path, data):

@@ -427,7 +427,8 @@ def test_a_step_is_captured_by_a_cuda_graph():
     [
         ("cosine", 0.35, [0.25, 0.5, 0.75, *((1 + math.cos(math.pi * i / 6)) / 2 for i in range(6))]),
         ("constant", 0.35, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1]),
-        ("cosine", 0.1, [(1 + math.cos(math.pi * i / 9)) / 2 for i in range(9)]),
+        ("cosine", 0.1, [0.5, *((1 + math.cos(math.pi * i / 8)) / 2 for i in range(8))]),  # of at least one step
+        ("cosine", 0.99, [*((i + 1) / 9 for i in range(8)), 1]),
     ],
 )
 def test_rates_rise_before_the_schedule(schedule, warmup, expected, vorticity_folder, tmp_path):
@@ -443,3 +444,26 @@ def test_rates_rise_before_the_schedule(schedule, warmup, expected, vorticity_fo
     for rate, of_transforms in rates:
         assert of_transforms == pytest.approx(rate / 10, abs=1e-12)
     assert [rate for rate, _ in rates] == pytest.approx([1e-2 * x for x in expected], abs=1e-9)
+
+
+@pytest.mark.parametrize("first", ["cosine", "constant", "step", "cosine with warmup", "constant with warmup"])
+@pytest.mark.parametrize("second", ["cosine", "constant", "step", "cosine with warmup", "constant with warmup"])
+def test_going_on_with_another_schedule_is_refused(first, second, vorticity_folder, tmp_path):
+    def train(what, epochs, **options):
+        name, *more = what.split(" with ")
+        task = PDETask(monarch(), Optimization(schedule=name, warmup=0.1 * len(more)))
+        fit(task, data(vorticity_folder), tmp_path, trainer_options=CPU | {"max_epochs": epochs}, **options)
+
+    train(first, 1)
+    if first == second:
+        train(second, 2, resume=True)
+        return
+    with pytest.raises(InputError, match=f"the schedule is {second}, but the checkpoint was trained with {first};"):
+        train(second, 2, resume=True)
+
+
+@pytest.mark.parametrize("options", [{"schedule": "cosine"}, {"schedule": "constant", "warmup": 0.1}], ids=str)
+def test_rates_that_follow_all_steps_need_a_number_of_them(options, vorticity_folder, tmp_path):
+    unlimited = CPU | {"max_epochs": -1, "max_time": {"seconds": 5}}
+    with pytest.raises(InputError, match="give max_epochs or max_steps"):
+        fit(PDETask(monarch(), Optimization(**options)), data(vorticity_folder), tmp_path, trainer_options=unlimited)

@@ -449,8 +449,14 @@ def test_tested_networks_are_shared_with_what_they_were_tested_to(program, train
     assert f"mean over 2 test trajectories: **{row['relative_l2']:.4f}**" in text
     assert "6 trajectories, 3 epochs, seed 0" in text
     assert "whole roll-out, 2 frames behind 3" in text
-    of_single_steps = script("reproduce_navier_stokes_share").card(row | {"n_steps": 1})
-    assert "whole roll-out, 2 frames behind 3" in of_single_steps
+    card = script("reproduce_navier_stokes_share").card
+    assert "whole roll-out, 2 frames behind 3" in card(row | {"n_steps": 1})
+    # rows that do not say what they were tested on: the configuration does
+    older = {name: value for name, value in row.items() if name != "test_steps"}
+    assert "whole roll-out, 2 frames behind 3" in card(older)
+    of_single_steps = older | {"row": "one_step_gated_1e-5", "n_steps": 1, "settings": []}
+    assert "whole roll-out, 10 frames behind 3" in card(of_single_steps)
+    assert load(folder).description.n_test_steps == 2
     assert program.share(trained, tmp_path / "all") == [tmp_path / "all/fno_1e-5"]
     with pytest.raises(InputError, match=r"holds no tested network of seed 0 of monarch_fno_1e-5$"):
         program.share(trained, tmp_path / "none", ["fno_1e-5", "monarch_fno_1e-5"])

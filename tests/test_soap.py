@@ -207,3 +207,27 @@ def test_the_shipped_row_changes_the_optimizer_alone():
     assert values["model"]["init_args"]["optimization"].pop("optimizer") == "soap"
     assert values == base
     assert task.optimization.optimizer == "soap"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_bases_are_found_where_a_device_does_not_find_them(dtype, monkeypatch):
+    """cuSOLVER gives up on matrices of many equal eigenvalues, which those of the first gradient are."""
+    g = torch.randn(3, 6, 2, dtype=dtype)
+    gram = g @ g.mH
+    expected = soap._eigenvectors(gram)
+    eigh = torch.linalg.eigh
+
+    def gives_up(matrix):
+        if matrix.dtype in (torch.float32, torch.complex64):
+            raise torch.linalg.LinAlgError
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", gives_up)
+    found = soap._eigenvectors(gram)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.mH @ found, torch.eye(6, dtype=dtype).expand(3, 6, 6), atol=1e-5, rtol=0)
+    values = (found.mH @ gram @ found).diagonal(dim1=-2, dim2=-1).real
+    assert (values.diff() < 1e-4).all()
+    # signs are anyone's
+    agree = (found.mH @ expected).abs()[:, :2, :2]
+    torch.testing.assert_close(agree, torch.eye(2).expand(3, 2, 2), atol=1e-3, rtol=0)

@@ -20,7 +20,7 @@ from sciml_monarch.mri.description import describe
 from sciml_monarch.mri.formats.base import center_crop
 from sciml_monarch.mri.losses import Loss, compared, image_loss
 from sciml_monarch.mri.scores import Place, SliceScore, score_slices, score_volumes
-from sciml_monarch.optimization import Optimization, make_optimizer
+from sciml_monarch.optimization import Optimization, make_optimizer, refuse_other_schedule
 
 DEFAULT_OPTIMIZATION = Optimization()
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -261,11 +261,12 @@ class ReconTask(L.LightningModule):
         return make_optimizer(self, self.net.transform_parameters(), self.optimization)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on from a checkpoint of another network, or with averaging switched on or off.
+        """Refuses to go on from a checkpoint of another network or schedule, or with averaging switched on or off.
 
         Raises:
-            InputError: Network, arguments or averaging differ from those of the checkpoint.
+            InputError: Schedule, network, arguments or averaging differ from those of the checkpoint.
         """
+        refuse_other_schedule(checkpoint, self.optimization)
         theirs, ours = checkpoint[CHECKPOINT_KEY], recon_config(self.net)
         for key in ("net", "arguments"):
             if theirs[key] != ours[key]:

@@ -201,7 +201,7 @@ class TrajectoryData(L.LightningDataModule):
         return self.n_steps if self.loader.val_steps is None else self.loader.val_steps
 
     def _n_test_steps(self) -> int:
-        return self.n_steps if self.loader.test_steps is None else self.loader.test_steps
+        return max(self.n_steps, self._n_val_steps()) if self.loader.test_steps is None else self.loader.test_steps
 
     def _check(self, source: Trajectories) -> None:
         wanted = self.n_train + self.n_val + self.n_test

@@ -244,7 +244,7 @@ def _pictures(
         {name: s.relative_l2_per_step for name, s in scores.items()},
         {name: s.correlation for name, s in scores.items()},
         {"truth": any_scores.truth_rms} | {name: s.growth.rms_ratio for name, s in scores.items()},
-        task.dt * description.n_steps,
+        task.dt * task.horizon,
     )
     caption = "Growth of the error, loss of correlation and amplitude of the free roll-out"
     written[caption] = plots.save(figure, out / "error_growth.png")

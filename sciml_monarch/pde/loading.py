@@ -36,8 +36,8 @@ class Loader:
         known_frames: Frames behind which validation and test predict, ``n_history`` by default. With more, a network
             that looks at fewer frames is tested on the frames that others are tested on: the first window ends with
             the last of the known frames, and all windows are those from the start of the trajectory on.
-        test_steps: Frames to predict in the test, ``n_steps`` by default; more shows where a roll-out
-            diverges.
+        test_steps: Frames to predict in the test, by default as many as in training or in validation, whichever are
+            more; more than these show where a roll-out diverges.
         val_steps: Frames to predict in validation, ``n_steps`` by default; more validates roll-outs of a network that
             is trained on single steps.
         seed: Of the order of training windows; that of epoch ``e`` depends on ``seed + e`` and nothing else.

@@ -26,6 +26,7 @@ class Protocol:
         n_steps: Frames that errors are taken over.
         n_known: Predicted frames that the data knows, at least ``n_steps``.
         n_free: Frames of the free roll-out, at least ``n_known``.
+        horizon: Frames of the longest test in the networks' trainings; what comes behind it is free for all of them.
         stride: Every ``stride``-th point of the data is used.
         grid: Points per axis that are left.
         lengths: Domain length per axis.
@@ -38,6 +39,7 @@ class Protocol:
     n_steps: int
     n_known: int
     n_free: int
+    horizon: int
     stride: int
     grid: tuple[int, ...]
     lengths: tuple[float, ...]
@@ -117,6 +119,7 @@ def make_protocol(
         n_steps=scored,
         n_known=known,
         n_free=free,
+        horizon=max(tested),
         stride=stride,
         grid=tuple(n // stride for n in data.grid),
         lengths=data.lengths,

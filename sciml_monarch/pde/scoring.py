@@ -73,8 +73,8 @@ def score(
         The measurements, on the CPU.
     """
     network = network.to(device).eval()
-    n_history, n_train = network.description.n_history, network.description.n_steps
-    reference = min(n_train, task.n_known)
+    n_history = network.description.n_history
+    reference = min(task.horizon, task.n_known)
     spectrum = spectrum_of(network.description.fields, task.grid)
     shells = spectra.n_complete_shells(task.grid, task.lengths)
     parts: dict[str, list[Tensor]] = {}
@@ -109,7 +109,7 @@ def score(
         diverged += growth.first_diverged_step
         if not sample.numel():
             sample = scored[0].cpu()
-            ms_per_step = _ms_per_step(network, history[:1], min(n_train, 10))
+            ms_per_step = _ms_per_step(network, history[:1], min(task.horizon, 10))
         advance(len(batch))
     all_of = {name: torch.cat(values) for name, values in parts.items()}
     wavenumbers = spectrum(target[:1, -1], task.lengths).wavenumbers[:shells].cpu()

@@ -16,7 +16,7 @@ from sciml_monarch import optimization
 from sciml_monarch.errors import DivergedError, InputError
 from sciml_monarch.hub import CHECKPOINT_KEY, load_surrogate, surrogate_config
 from sciml_monarch.monarch.structure import follow_state_dicts
-from sciml_monarch.optimization import make_optimizer
+from sciml_monarch.optimization import make_optimizer, refuse_other_schedule
 from sciml_monarch.pde.base import Operator
 from sciml_monarch.pde.data import PairData, TrajectoryData
 from sciml_monarch.pde.description import Description
@@ -322,11 +322,12 @@ class PDETask(L.LightningModule):
         return make_optimizer(self, self.surrogate.net.transform_parameters(), self.optimization)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on from a checkpoint of another network, or with averaging or increments switched on or off.
+        """Refuses to go on from a checkpoint of another network or schedule, or with averaging or increments changed.
 
         Raises:
-            InputError: Network, arguments, averaging or ``increment`` differ from those of the checkpoint.
+            InputError: Schedule, network, arguments, averaging or ``increment`` differ from those of the checkpoint.
         """
+        refuse_other_schedule(checkpoint, self.optimization)
         theirs, ours = checkpoint[CHECKPOINT_KEY], surrogate_config(self.surrogate)
         known = {name: p.default for name, p in inspect.signature(type(self.network)).parameters.items()}
         later = {name: known.get(name) for name in ours["arguments"].keys() - theirs["arguments"].keys()}

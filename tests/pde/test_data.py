@@ -105,7 +105,11 @@ class TestTrajectoryData:
         assert next(iter(data.train_dataloader()))[1].shape[1] == 1
         _, target = next(iter(data.val_dataloader()))
         np.testing.assert_array_equal(target[:, :, 0].numpy(), WAVES[7:9, 3:8])
-        assert next(iter(data.test_dataloader()))[1].shape[1] == 1
+        # tested on what it is validated on, not on the single steps that it is trained on
+        assert next(iter(data.test_dataloader()))[1].shape[1] == data.description.n_test_steps == 5
+        asked = trajectory_data(path, n_steps=1, val_steps=5, test_steps=3, windows="all", preload=preload)
+        assert next(iter(asked.test_dataloader()))[1].shape[1] == asked.description.n_test_steps == 3
+        assert trajectory_data(path, val_steps=1).description.n_test_steps == 2  # not on less than it is trained on
 
     @both_ways
     @pytest.mark.parametrize("windows", ["first", "all"])
@@ -327,7 +331,8 @@ class TestErrors:
 
     def test_test_steps_matter_only_with_a_test_part(self, path):
         trajectory_data(path, n_test=0, test_steps=7).setup()
-        trajectory_data(path, n_val=0, val_steps=7).setup()
+        trajectory_data(path, n_val=0, n_test=0, val_steps=7).setup()
+        trajectory_data(path, n_val=0, val_steps=7, test_steps=2).setup()
         data = trajectory_data(path, n_steps=6)
         data.setup()
         assert next(iter(data.train_dataloader()))[1].shape[1] == 6

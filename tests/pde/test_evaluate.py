@@ -192,8 +192,14 @@ def test_errors_are_taken_over_the_frames_of_the_tests_in_training(data):
     other.describe(dataclasses.replace(single, split={}))  # as of a checkpoint from before it was noted
     net.describe(single)
     task = make_protocol({Path("net"): net}, source, 2)
-    assert (task.n_steps, task.n_free) == (trained, 3 * trained)
+    assert (task.n_steps, task.n_free, task.horizon) == (trained, 3 * trained, trained)
     assert make_protocol({Path("net"): net}, source, 2, n_steps=1).n_steps == 1
+    # "past the horizon" is the same frames for all networks, whatever they were trained on
+    rolled = network(Scale(1.0))
+    of_steps, of_roll_outs = (score(n, source, task).growth for n in (net, rolled))
+    assert of_steps.relative_l2_past is not None
+    torch.testing.assert_close(of_steps.relative_l2_past, of_roll_outs.relative_l2_past)
+    torch.testing.assert_close(of_steps.rms_ratio, of_roll_outs.rms_ratio)
     assert make_protocol({Path("other"): other}, source, 2).n_steps == 1
     with pytest.raises(InputError, match=rf"tested roll-outs of \[1, {trained}\] steps; give n_steps"):
         make_protocol({Path("net"): net, Path("other"): other}, source, 2)

@@ -162,7 +162,8 @@ def choose(problem: Problem) -> Config:
 
 
 # the fastest on an H200 for 64 channels, 16 samples, 256^2 points, 32 modes (results/speed_h200/tune_spectral.json); of
-# "tf32_left" and of planes that are narrowed in TF32 also for 8 samples of 512^2 points, timed later (decision 66)
+# "tf32_left" and of planes that are narrowed in TF32 also for 8 samples of 512^2 points, timed later (decision 66). So
+# large a product has its matrix rounded first, and "tf32" is left for smaller ones, which take these tiles too
 _MEASURED: dict[tuple[Kernel, DotPrecision], Config] = {
     ("narrow", "tf32x3"): Config(64, 32, 16, 4, 3),
     ("narrow", "tf32"): Config(128, 32, 16, 4, 4),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,16 @@ def test_what_is_chosen_is_tensor_core_code_that_fits_a_multiprocessor():
         assert usage["fast_products"] > 0, problem
         assert usage["slow_products"] == 0, problem
         assert usage["spilled"] <= 64, problem
+
+
+def test_matrices_that_were_rounded_before_are_not_rounded_again():
+    kernels = [kernel for kernel in KINDS if kernel.startswith("narrow")]
+    left = [Problem(kernel, 256, 66, 4, "tf32_left") for kernel in kernels]
+    pairs = [(replace(problem, precision=p), choose(problem)) for problem in left for p in ("tf32_left", "tf32")]
+    found = [usage for usage in compiled("spectral", *pairs) if usage["name"] != "round_kernel"]
+    for once, twice in zip(found[::2], found[1::2], strict=True):
+        assert once["name"] == twice["name"]
+        assert 0 < once["roundings"] < twice["roundings"]
 
 
 def test_large_linear_layers_stream_their_inputs_and_store_several_numbers_at_a_time():

@@ -124,6 +124,17 @@ def test_what_is_measured_to_be_fastest_computes_the_same(left_to_cublas, monkey
 
 
 @needs_triton
+@pytest.mark.parametrize(
+    ("wanted", "n", "left"), [("high", 2**21, True), ("high", 2**21 - 1, False), ("highest", 2**21, False)]
+)
+def test_cublas_has_large_products_in_tf32(wanted, n, left, precision):
+    from sciml_monarch.monarch.kernels import spectral_triton
+
+    precision(wanted)
+    assert spectral_triton._left_to_cublas(torch.empty(n, device="meta")) == left
+
+
+@needs_triton
 @pytest.mark.parametrize("wanted", ["highest", "high", "medium"])
 @pytest.mark.parametrize("large", [False, True])
 def test_matrices_of_large_products_in_tf32_are_rounded_before(large, wanted, precision, monkeypatch):
@@ -147,8 +158,8 @@ def test_matrices_of_large_products_in_tf32_are_rounded_before(large, wanted, pr
     ):
         single = [t.float().to(DEVICE) if isinstance(t, torch.Tensor) else t for t in given]
         error = relative_error(product_(*single).cpu(), plain(*given))
-        if DEVICE == "cuda":
-            assert error < 1.5 * relative_error(plain(*single).cpu(), plain(*given)) + 1e-6
+        if DEVICE == "cuda":  # of rounding both operands; to drop bits would be twice that
+            assert error < {"highest": 2e-6, "high": 4.2e-4, "medium": 3.5e-3}[wanted]
         elif wanted != "medium":  # whose products the interpreter gets wrong
             assert error < 2e-6
     assert len(rounded) == (2 if large and wanted == "high" else 0)
