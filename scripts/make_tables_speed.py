@@ -1,6 +1,7 @@
 """Tables of what ``benchmark.py`` measured; :mod:`make_tables` puts them into the README files.
 
-A file may hold rows of several runs; each but the first has a number, ``run``, and rows are compared within theirs.
+A file may hold rows of several runs (:mod:`merge_benchmark`); each but the first has a number, ``run``, and rows are
+compared within theirs.
 """
 
 import json
@@ -141,7 +142,9 @@ def _target_line(target: Target, rows: list[dict[str, Any]]) -> str:
     theirs = [row for row in own if row["method"] in (*THEIRS, *(f"{name}, compiled" for name in THEIRS))]
     key = "peak_memory_bytes" if target.memory else "milliseconds"
     theirs, ours = ([row for row in rows if not target.compiled or row["compiled"]] for rows in (theirs, ours))
-    if not ours or not (theirs or target.of_field):
+    compared = {row.get("run") for row in theirs}
+    ours = [row for row in ours if target.of_field or row.get("run") in compared]
+    if not ours:
         return f"| {what} | {target.precision} | {wanted} | not measured | | | | |"
     exact = [row for row in ours if row["relative_error"] <= target.error]
     best = min(exact or ours, key=lambda row: row[key])
