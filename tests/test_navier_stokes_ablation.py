@@ -73,11 +73,46 @@ def test_rows_share_epochs_as_their_yamls_do(program):
     assert [job.row for job, _ in planned] == ["residual_single_step_1e-5", "residual_fine_tuned_1e-5"]  # no third
 
 
-def test_every_row_says_what_it_changes(tables):
-    assert tables.names()[0] == "residual_1e-5"
-    changes = [tables.change(name) for name in tables.names()]
-    assert len(set(changes)) == len(changes) > 10
-    assert tables.change("residual_no_norm_1e-5") == "no normalisation"
+@pytest.mark.parametrize(("base", "rows"), [("residual_1e-5", "residual_*.yaml"), ("one_step_gated_1e-5", None)])
+def test_every_row_says_what_it_changes(tables, base, rows):
+    changes = tables.changes(base)
+    assert next(iter(changes)) == base
+    assert len(set(changes.values())) == len(changes) > 10
+    assert changes[f"{'residual' if rows else 'one_step'}_no_norm_1e-5"] == "no normalisation"
+    if rows:  # no row is forgotten whose name says that it is one
+        assert set(changes) == {path.stem for path in (CONFIGS / "navier_stokes").glob(rows)}
+
+
+def _leaves(tree, place=()):
+    if not isinstance(tree, dict):
+        return {place: tree}
+    return {key: value for name, below in tree.items() for key, value in _leaves(below, (*place, name)).items()}
+
+
+# what comes with a change: histories of another length have other windows, large batches another rate, and so on
+TOGETHER = {
+    "history": 5,
+    "batch_200": 2,
+    "batch_80": 2,
+    "plain": 2,
+    "gated_1e": 2,
+    "all": 2,
+    "frequencies": 2,
+    "single_step": 7,
+    "fine_tuned": 3,
+}
+
+
+@pytest.mark.parametrize("base", ["residual_1e-5", "one_step_gated_1e-5"])
+def test_rows_of_one_change_differ_in_one_argument(program, tables, base):
+    read = sys.modules["reproduce_training"].read_config
+    unchanged = _leaves(read(CONFIGS / f"navier_stokes/{base}.yaml"))
+    for name in list(tables.changes(base))[1:]:
+        own = _leaves(read(CONFIGS / f"navier_stokes/{name}.yaml"))
+        own[("trainer", "max_epochs")] = unchanged[("trainer", "max_epochs")]
+        differ = {place[-1] for place in unchanged.keys() | own.keys() if unchanged.get(place) != own.get(place)}
+        allowed = max((n for part, n in TOGETHER.items() if part in name), default=1)
+        assert 1 <= len(differ) <= allowed
 
 
 def test_changes_are_compared_at_equal_epochs_and_seeds(tables):
