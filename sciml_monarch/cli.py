@@ -244,8 +244,8 @@ def train(arguments: list[str]) -> None:
                 "--monitor",
                 type=str | None,
                 default="auto",
-                help="logged value whose smallest marks the best checkpoint: auto is val/relative_l2 of a PDE and "
-                "val/nmse of a reconstruction; null where nothing is validated",
+                help="logged value that marks the best checkpoint: auto is val/relative_l2 of a PDE and val/nmse of a "
+                "reconstruction, which has val/psnr and val/ssim too; null where nothing is validated",
             )
             parser.set_defaults({"trainer.num_sanity_val_steps": 0})
 

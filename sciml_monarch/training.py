@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -118,12 +118,24 @@ class _Seldom(ModelCheckpoint):
             super().on_train_epoch_end(trainer, pl_module)
 
 
-def checkpointing(out: Path, monitor: str | None, every_n_epochs: int = 1) -> list[Callback]:
+class Monitor(NamedTuple):
+    """What marks the best network.
+
+    Attributes:
+        name: Of a value that is logged in validation.
+        mode: Whether the smallest or the largest is the best.
+    """
+
+    name: str
+    mode: Literal["min", "max"]
+
+
+def checkpointing(out: Path, monitor: Monitor | None, every_n_epochs: int = 1) -> list[Callback]:
     """Callbacks that keep the best network and, at the end of each epoch, the state to resume from.
 
     Args:
         out: Run folder.
-        monitor: Logged value whose smallest marks the best network; ``None`` keeps only the last.
+        monitor: What marks the best network; ``None`` keeps only the last.
         every_n_epochs: Epochs from one state to resume from to the next; the last epoch has one in any case.
     """
     folder = out / "checkpoints"
@@ -133,17 +145,35 @@ def checkpointing(out: Path, monitor: str | None, every_n_epochs: int = 1) -> li
     if monitor is None:
         return [last]
     best = ModelCheckpoint(
-        folder, filename="best", monitor=monitor, save_on_train_epoch_end=False, enable_version_counter=False
+        folder,
+        filename="best",
+        monitor=monitor.name,
+        mode=monitor.mode,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
     )
     return [best, last]
 
 
-def monitor_of(task: L.LightningModule, monitor: str | None) -> str | None:
-    """What marks the best network: ``monitor``, or of ``auto`` the task's own.
+def monitor_of(task: L.LightningModule, monitor: str | None) -> Monitor | None:
+    """What marks the best network.
 
-    That is ``val/nmse`` of a reconstruction and ``val/relative_l2`` of a PDE.
+    Args:
+        task: What is trained. Its ``MONITORS`` are the values that it logs in validation, and whether the smallest or
+            the largest is the best; of a task without, the smallest of any value is.
+        monitor: One of them, or ``auto``: the first, which is ``val/nmse`` of a reconstruction and ``val/relative_l2``
+            of a PDE; ``None`` where nothing is validated.
+
+    Raises:
+        InputError: The task logs no such value.
     """
-    return getattr(task, "MONITOR", "val/relative_l2") if monitor == "auto" else monitor
+    known: dict[str, Literal["min", "max"]] = getattr(task, "MONITORS", {})
+    if monitor is None:
+        return None
+    name = next(iter(known), "val/relative_l2") if monitor == "auto" else monitor
+    if known and name not in known:
+        raise InputError(f"monitor is {name}, but {type(task).__name__} validates {', '.join(known)}")
+    return Monitor(name, known.get(name, "min"))
 
 
 def loggers(out: Path) -> list[CSVLogger | TensorBoardLogger]:
@@ -169,7 +199,7 @@ def fit(
         out: Run folder.
         resume: Go on from the last checkpoint in it.
         overwrite: Delete an earlier run in it.
-        monitor: Logged value whose smallest marks the best network, ``auto``: the task's own (:func:`monitor_of`);
+        monitor: Name of the logged value that marks the best network, ``auto``: the task's own (:func:`monitor_of`);
             ``None`` where nothing is validated.
         trainer_options: Arguments of Lightning's ``Trainer``.
         every_n_epochs: See :func:`checkpointing`.
@@ -178,7 +208,7 @@ def fit(
         The trainer after the fit.
 
     Raises:
-        InputError: See :func:`check_folder`.
+        InputError: See :func:`check_folder` and :func:`monitor_of`.
     """
     check_folder(out, resume, overwrite)
     options = {"num_sanity_val_steps": 0, "log_every_n_steps": 1, **(trainer_options or {})}

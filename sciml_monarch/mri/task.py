@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -48,7 +48,7 @@ class ReconTask(L.LightningModule):
             (``net.stages()``) starts to learn; empty: everything learns from the start.
     """
 
-    MONITOR = "val/nmse"
+    MONITORS: ClassVar = {"val/nmse": "min", "val/psnr": "max", "val/ssim": "max"}
 
     def __init__(
         self,

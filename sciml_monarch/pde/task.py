@@ -4,7 +4,7 @@ import inspect
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -70,7 +70,8 @@ class PDETask(L.LightningModule):
         optimization: Optimiser and schedule.
         ema_decay: Decay per step of an exponential moving average of the weights, used in validation and saved as
             the weights of the checkpoint; ``None`` for no averaging.
-        cuda_graph: Replay the loss and its gradient as one CUDA graph (one device, no gradient accumulation).
+        cuda_graph: Replay the loss and its gradient as one CUDA graph (one device, no gradient accumulation). Without a
+            GPU it changes nothing, so that one configuration serves both.
         compile_net: Fuse the network's pointwise operations with ``torch.compile``; pays with ``cuda_graph``; compiles
             at the first step. Not for ``FNO``, whose FFTs are complex.
         symmetry: Symmetries of the equation; each trajectory of a batch is moved by a random one of them before the
@@ -88,6 +89,8 @@ class PDETask(L.LightningModule):
     Raises:
         InputError: An option is out of range, or ``init_from`` holds another network.
     """
+
+    MONITORS: ClassVar = {"val/relative_l2": "min"}
 
     def __init__(
         self,

@@ -338,10 +338,16 @@ def test_a_damaged_slice_met_by_a_worker_is_one_line(scan_folder, tmp_path):
 
 
 def test_the_best_network_is_chosen_by_the_task():
-    assert monitor_of(ReconTask(ista()), "auto") == "val/nmse"
-    assert monitor_of(L.LightningModule(), "auto") == "val/relative_l2"
-    assert monitor_of(ReconTask(ista()), "val/ssim") == "val/ssim"
+    assert monitor_of(ReconTask(ista()), "auto") == ("val/nmse", "min")
+    assert monitor_of(ReconTask(ista()), "val/ssim") == ("val/ssim", "max")
     assert monitor_of(ReconTask(ista()), None) is None
+    with pytest.raises(
+        InputError, match="monitor is val/relative_l2, but ReconTask validates val/nmse, val/psnr, val/s"
+    ):
+        monitor_of(ReconTask(ista()), "val/relative_l2")
+    # of a task that does not say what it logs
+    assert monitor_of(L.LightningModule(), "auto") == ("val/relative_l2", "min")
+    assert monitor_of(L.LightningModule(), "val/loss") == ("val/loss", "min")
 
 
 PROGRAM = """
@@ -389,3 +395,26 @@ def test_two_processes_score_the_volumes_of_one(scan_folder, tmp_path):
     assert one.keys() == two.keys() == {"train/loss", "val/nmse", "val/psnr", "val/ssim"}
     for name in ("val/nmse", "val/psnr", "val/ssim"):
         assert two[name] == pytest.approx(one[name], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["val/nmse", "val/ssim"])
+def test_the_kept_network_is_the_best_of_its_epochs(name, scan_folder, tmp_path):
+    """A rate that ruins it later: of the errors the smallest, of the similarities the largest is the first epoch's."""
+
+    class Ruin(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                for group in trainer.optimizers[0].param_groups:
+                    group["lr"] = 0.2
+
+    scores = []
+
+    class Noted(L.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            scores.append(trainer.callback_metrics[name].item())
+
+    task = ReconTask(ista(), Optimization(learning_rate=1e-4, schedule="constant"))
+    options = CPU | {"max_epochs": 2, "callbacks": [Ruin(), Noted()]}
+    fit(task, data(scan_folder), tmp_path, monitor=name, trainer_options=options)
+    assert (scores[0] < scores[1]) == (name == "val/nmse")
+    assert torch.load(tmp_path / BEST, weights_only=True)["epoch"] == 0
