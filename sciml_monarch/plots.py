@@ -21,6 +21,8 @@ from sciml_monarch.files import replacing
 DPI = 130
 PANEL = 1.75
 """Width and height of one panel in inches."""
+LEGEND_LETTERS = 120
+"""How many fit beside each other below the panels of :func:`error_growth`."""
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 """One per network (Okabe and Ito's palette, told apart by colour-blind readers); the truth is black."""
 
@@ -72,7 +74,7 @@ def error_growth(
     Returns:
         The figure with three panels.
     """
-    figure = Figure(figsize=(11.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(11.5, 4.0), layout="constrained")
     panels = figure.subplots(1, 3)
     quantities = (errors, correlations, rms_ratios)
     titles = ("relative L2 error", "correlation with the truth", "amplitude: RMS / RMS of the truth")
@@ -89,8 +91,10 @@ def error_growth(
         panels[2].set_yscale("log")
     else:
         panels[2].set_ylim(bottom=0)
-    panels[0].legend(frameon=False)
-    panels[2].legend(frameon=False)
+    # below the panels, which long names would cover; the last panel has all of them
+    entries = panels[2].get_legend_handles_labels()
+    columns = max(1, LEGEND_LETTERS // (max(map(len, rms_ratios)) + 6))
+    figure.legend(*entries, loc="outside lower center", ncols=min(columns, len(rms_ratios)), frameon=False)
     panels[0].annotate(
         "tested in training",
         (horizon, 0.02),

@@ -126,6 +126,18 @@ def test_error_growth_shows_means_and_marks_the_horizon():
     assert band.y0 == pytest.approx(0.1, rel=1e-4)
 
 
+def test_names_of_networks_do_not_cover_the_curves():
+    values = {f"MonarchFNO (monarch_fno_symmetry_1e-5_{i})": torch.rand(2, 3) for i in range(4)}
+    figure = plots.error_growth([1, 2, 3], values, values, {"truth": torch.rand(2, 3)} | values, horizon=2.0)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["truth", *values]
+    FigureCanvasAgg(figure).draw()
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes)
+
+
 def test_contact_sheet_begins_with_the_last_known_frame_and_thins_the_rest():
     frames = fields(40, 4, 4)
     figure = plots.contact_sheet(frames, range(40), 3, "u", LENGTHS, "Test", n_columns=3, n_rows=2)
