@@ -9,6 +9,7 @@ import compare_bands
 import reproduce_navier_stokes_table as rows_table
 from json_lines import read_rows
 from reproduce_navier_stokes_ablation import ablation
+from reproduce_navier_stokes_job import first_row
 
 FOLDER = Path(__file__).resolve().parents[1] / "results/navier_stokes"
 RESOLUTIONS = (64, 32, 128, 256)  # that of the training first
@@ -20,9 +21,7 @@ TITLES = {
     "one_step_gated_1e-5": "ResidualMonarchFNO on single steps, symmetries as augmentation",
 }
 NOT_YET = "not yet"
-
-
-# published at a viscosity of 1e-5 on the FNO paper's data since Monarch, by year; AMO's second hand
+# published at a viscosity of 1e-5 on the FNO paper's data since Monarch; AMO's second hand
 PUBLISHED_SINCE = {
     "Transolver": 0.0900,
     "LNO": 0.0830,
@@ -36,7 +35,6 @@ STATE_OF_THE_ART = {  # rows to stand beside these
     "one_step_gated_1e-5": TITLES["one_step_gated_1e-5"],
     "rolled_out_gated_1e-5": "the same, then on roll-outs",
 }
-BEFORE = {"rolled_out_gated_1e-5": "one_step_gated_1e-5"}  # what a row began from
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -61,9 +59,9 @@ def state_of_the_art() -> str:
     for name, title in STATE_OF_THE_ART.items():
         row = by_name[name]
         epochs, time = str(row["epochs"]), seconds[name]
-        if row["epochs_of_first"]:  # with what it began from
+        if before := first_row(name):  # the network that it began from is part of the training
             epochs = f"{row['epochs_of_first']} + {epochs}"
-            time += seconds[BEFORE[name]]
+            time += seconds[before]
         averaged = f"{row['symmetrized_relative_l2']:.4f}" if "symmetrized_relative_l2" in row else ""
         lines.append(
             f"| {title} | {row['n_parameters']:,} | {epochs} | {time:.0f} "

@@ -143,17 +143,28 @@ def test_changes_are_compared_at_equal_epochs_and_seeds(tables):
     assert tables.ablation([row_of(base, 0, done=30)]) == ""
 
 
-@pytest.mark.parametrize("n_history", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("base", "row"),
+    [
+        *(("residual_1e-5", f"residual_history_{n}_1e-5") for n in (1, 2, 4)),
+        *(("one_step_gated_1e-5", f"one_step_history_{n}_1e-5") for n in (1, 4)),
+    ],
+)
 @pytest.mark.parametrize("n_train", [1000, 900])
-def test_epochs_of_short_histories_have_as_many_batches_as_others(program, n_history, n_train):
-    config = sys.modules["reproduce_training"].read_config(
-        CONFIGS / f"navier_stokes/residual_history_{n_history}_1e-5.yaml"
-    )
-    data = config["data"]["init_args"]
-    assert (data["n_history"], data["loader"]["known_frames"]) == (n_history, 10)
-    n_windows = n_train * (20 - n_history - data["n_steps"] + 1)
-    batches = n_windows // data["batch_size"]
-    assert int(batches * config["trainer"]["limit_train_batches"]) == n_train // data["batch_size"]
+def test_epochs_of_short_histories_have_as_many_batches_as_others(program, base, row, n_train):
+    read = sys.modules["reproduce_training"].read_config
+
+    def batches(name):
+        config = read(CONFIGS / f"navier_stokes/{name}.yaml")
+        data = config["data"]["init_args"]
+        windows = 20 - data["n_history"] - data["n_steps"] + 1 if data["loader"].get("windows") == "all" else 1
+        whole = n_train * windows // data["batch_size"]
+        return int(whole * config["trainer"].get("limit_train_batches", 1.0)), data
+
+    (others, _), (own, data) = batches(base), batches(row)
+    assert own == others > 0
+    assert data["n_history"] == int(row.split("_")[-2])
+    assert data["loader"]["known_frames"] == 10
 
 
 @pytest.mark.slow

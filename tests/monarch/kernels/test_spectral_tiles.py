@@ -166,7 +166,10 @@ def test_matrices_of_large_products_in_tf32_are_rounded_before(large, wanted, pr
 
 
 @needs_triton
-@pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter rounds nothing")
+@pytest.mark.cuda
+@pytest.mark.skipif(
+    DEVICE == "cpu", reason="Triton's interpreter rounds nothing; that it is compiled, test_compiled sees"
+)
 def test_rounded_numbers_are_the_nearest_in_tf32():
     from sciml_monarch.monarch.kernels.spectral_triton import round_to_tf32
 
