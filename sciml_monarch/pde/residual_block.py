@@ -1,17 +1,17 @@
 """The residual block of a deep neural operator: normalisation, spectral convolution, local branch, channel MLP."""
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d, conv2d, conv3d, gelu, instance_norm, pad
+from torch.nn.functional import conv1d, conv2d, conv3d, gelu, instance_norm
 
 from sciml_monarch.monarch import MonarchLinear
 from sciml_monarch.monarch.conv import MonarchConv1x1
 from sciml_monarch.monarch.kernels.spectral_layout import Activation
 from sciml_monarch.pde.mixing import pointwise
+from sciml_monarch.pde.padding import periodic_pad
 from sciml_monarch.pde.perceptron import GatedPerceptron, apply_linear, apply_perceptron, perceptron
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv
 
@@ -79,9 +79,8 @@ class PeriodicConv(nn.Module):
         """Maps ``(b, channels, *grid)`` to the same shape."""
         apart = [max(1, round(n / trained)) for n, trained in zip(x.shape[2:], self.grid, strict=True)]
         reach = self.weight.shape[-1] // 2
-        around = [*chain.from_iterable((r * reach, r * reach) for r in reversed(apart))]
         conv = (conv1d, conv2d, conv3d)[len(self.grid) - 1]
-        return conv(pad(x, around, mode="circular"), self.weight, dilation=apart)
+        return conv(periodic_pad(x, [r * reach for r in apart]), self.weight, dilation=apart)
 
     def extra_repr(self) -> str:
         """Sizes for ``print``."""

@@ -5,6 +5,7 @@ from torch.nn.functional import pad
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.pde.base import Operator, Prepared
+from sciml_monarch.pde.padding import periodic_pad
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -17,16 +18,18 @@ class _DoubleConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, n_dim: int, periodic: bool) -> None:
         super().__init__()
-        self.padding = (1,) * (2 * n_dim)
-        self.mode = "circular" if periodic else "constant"
+        self.n_dim, self.periodic = n_dim, periodic
         self.conv1 = _CONV[n_dim](in_channels, out_channels, 3, bias=False)
         self.conv2 = _CONV[n_dim](out_channels, out_channels, 3, bias=False)
         self.norm1, self.norm2 = nn.GroupNorm(1, out_channels), nn.GroupNorm(1, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
-            x = nn.functional.gelu(norm(conv(pad(x, self.padding, self.mode))))
+            x = nn.functional.gelu(norm(conv(self._padded(x))))
         return x
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return periodic_pad(x, (1,) * self.n_dim) if self.periodic else pad(x, (1,) * (2 * self.n_dim))
 
 
 class UNet(Operator):

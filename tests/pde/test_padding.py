@@ -1,0 +1,51 @@
+"""Periodic padding against PyTorch's."""
+
+import pytest
+import torch
+from torch.nn.functional import pad
+
+from sciml_monarch.errors import InputError
+from sciml_monarch.pde.padding import periodic_pad
+
+CASES = [((5,), (2,)), ((4, 6), (1, 1)), ((4, 6), (3, 0)), ((3, 4), (3, 4)), ((3, 4, 5), (1, 2, 1))]
+
+
+def reference(x, reach):
+    return pad(x, [r for r in reversed(reach) for _ in range(2)], mode="circular")
+
+
+@pytest.mark.parametrize(("grid", "reach"), CASES)
+@pytest.mark.parametrize("strided", [False, True])
+def test_equals_torchs_with_its_gradients(grid, reach, strided):
+    x = torch.randn(2, 3, *grid, dtype=torch.float64)
+    x = (x.transpose(1, -1).contiguous().transpose(1, -1) if strided else x).requires_grad_()
+    out, wanted = periodic_pad(x, reach), reference(x, reach)
+    assert torch.equal(out, wanted)
+    gradient = torch.randn_like(out)
+    kept = gradient.clone()
+    found, expected = (torch.autograd.grad(y, x, gradient)[0] for y in (out, wanted))
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+    assert torch.equal(gradient, kept)  # which others may still read
+    assert torch.autograd.gradgradcheck(lambda y: periodic_pad(y, reach).square(), x)
+
+
+def test_nothing_to_add_leaves_the_field():
+    x = torch.randn(1, 1, 3, 3, requires_grad=True)
+    periodic_pad(x, (0, 0)).square().sum().backward()
+    torch.testing.assert_close(x.grad, 2 * x)
+
+
+@pytest.mark.parametrize("reach", [(1,), (4, 1), (-1, 1)])
+def test_reaches_that_do_not_fit_are_refused(reach):
+    with pytest.raises(InputError, match="cannot be continued periodically"):
+        periodic_pad(torch.zeros(1, 1, 3, 3), reach)
+
+
+def test_compiles_whole_with_the_same_gradient():
+    def loss(x):
+        return periodic_pad(x, (1, 2)).sin().sum()
+
+    x, y = (torch.linspace(0, 1, 12).reshape(1, 1, 3, 4).requires_grad_() for _ in range(2))
+    torch.compile(loss, fullgraph=True)(x).backward()
+    loss(y).backward()
+    torch.testing.assert_close(x.grad, y.grad)
