@@ -18,6 +18,7 @@ PUBLISHED = {
 }
 PUBLISHED_BEST_FNO = (0.0086, 0.1559, 0.1556)
 NAMES = [f"{network}_{viscosity}" for network in NETWORKS for viscosity in VISCOSITIES]
+EPOCHS = 500  # of the paper's rows
 SEEDS = {"fno_1e-5": (0, 1, 2), "monarch_fno_1e-5": (0, 1, 2)}  # of all others one
 
 
@@ -58,7 +59,10 @@ def errors_of(name: str, rows: list[Row]) -> list[float]:
 
 
 def cell(name: str, rows: list[Row]) -> str:
-    """Mean and standard error over the seeds of a row; how far it is where none is finished."""
+    """Mean and standard error over the seeds of a row; how far it is where none is finished.
+
+    Of a row of the paper's table also how many epochs it was trained for, where that is not what the others were.
+    """
     errors = errors_of(name, rows)
     own = _longest(name, rows)
     if not errors:
@@ -68,7 +72,8 @@ def cell(name: str, rows: list[Row]) -> str:
     if len(errors) > 1:
         text += f" ± {statistics.stdev(errors) / math.sqrt(len(errors)):.4f}"
     wanted = len(seeds_of(name))
-    return text + f" ({len(errors)} of {wanted} seeds)" * (len(errors) < wanted)
+    text += f" ({len(errors)} of {wanted} seeds)" * (len(errors) < wanted)
+    return text + f" ({own[0]['epochs']} epochs)" * (name in NAMES and own[0]["epochs"] != EPOCHS)
 
 
 def _below(rows: list[Row], viscosity: str) -> str:

@@ -224,14 +224,15 @@ def test_tables_say_what_is_missing(program):
         row_of("unet_1e-4", done=20),
         row_of("monarch_fno_1e-5", 0, 0.3, epochs=100, done=100),  # a shorter training does not count beside a whole
         row_of("monarch_fno_1e-5", 0, validation=100, n_train=900, finished=True, validation_relative_l2=0.15),
-        row_of("monarch_fno_symmetry_1e-5", 0, 0.115),
+        row_of("monarch_fno_symmetry_1e-5", 0, 0.115, epochs=300, done=300),
+        row_of("unet_1e-5", 0, 0.25, epochs=44, done=44),
     ]
     text = program.table(rows)
     standard_error = 0.01 / math.sqrt(3)
     assert f"| MonarchFNO | not yet | not yet | 0.1100 ± {standard_error:.4f} | 0.010 / 0.145 / 0.136 |" in text
     fno = "| FNO | not yet | not yet | 0.2100 ± 0.0100 (2 of 3 seeds) | 0.017 / 0.178 / 0.155 "
     assert fno + "(FNO paper, best: 0.0086 / 0.1559 / 0.1556) |" in text
-    assert "| U-Net | not yet | not yet (20 of 500 epochs) | not yet | 0.025 / 0.205 / 0.198 |" in text
+    assert "| U-Net | not yet | not yet (20 of 500 epochs) | 0.2500 (44 epochs) | 0.025 / 0.205 / 0.198 |" in text
     assert "| MonarchFNO below FNO by | not yet | not yet | 47.6 % | 41.2 % / 18.5 % / 12.3 % |" in text
     assert "| monarch_fno_symmetry_1e-5 | 0.1150 |" in text
     trainings, choices = text.split("### ")[1:]
