@@ -7,6 +7,7 @@
 import logging
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -104,18 +105,26 @@ def _remove(path: Path) -> None:
 
 
 class _Seldom(ModelCheckpoint):
-    """Writes every few epochs, and when a training ends or is told to."""
+    """Writes at the end of an epoch some time after it has written, and when a training ends or is told to."""
 
-    def __init__(self, folder: Path, every_n_epochs: int) -> None:
+    def __init__(self, folder: Path, seconds: float) -> None:
         super().__init__(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-        self._interval = every_n_epochs
+        self._seconds = seconds
+        self._written = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Starts the clock."""
+        super().on_train_start(trainer, pl_module)
+        self._written = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Writes, or not."""
         epochs = trainer.current_epoch + 1
         ends = epochs == trainer.max_epochs or trainer.global_step == trainer.max_steps or trainer.should_stop
-        if ends or epochs % self._interval == 0:
+        is_time = time.monotonic() - self._written >= self._seconds
+        if trainer.strategy.broadcast(ends or is_time):  # all processes write together: their clocks differ
             super().on_train_epoch_end(trainer, pl_module)
+            self._written = time.monotonic()
 
 
 class Monitor(NamedTuple):
@@ -130,17 +139,18 @@ class Monitor(NamedTuple):
     mode: Literal["min", "max"]
 
 
-def checkpointing(out: Path, monitor: Monitor | None, every_n_epochs: int = 1) -> list[Callback]:
+def checkpointing(out: Path, monitor: Monitor | None, seconds_apart: float = 0.0) -> list[Callback]:
     """Callbacks that keep the best network and, at the end of each epoch, the state to resume from.
 
     Args:
         out: Run folder.
         monitor: What marks the best network; ``None`` keeps only the last.
-        every_n_epochs: Epochs from one state to resume from to the next; the last epoch has one in any case.
+        seconds_apart: From one state to resume from to the end of the epoch that has the next one, at least; the last
+            epoch has one in any case.
     """
     folder = out / "checkpoints"
-    last: ModelCheckpoint = _Seldom(folder, every_n_epochs)
-    if every_n_epochs == 1:
+    last: ModelCheckpoint = _Seldom(folder, seconds_apart)
+    if not seconds_apart:
         last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     if monitor is None:
         return [last]
@@ -189,7 +199,7 @@ def fit(
     overwrite: bool = False,
     monitor: str | None = "auto",
     trainer_options: dict[str, Any] | None = None,
-    every_n_epochs: int = 1,
+    seconds_apart: float = 0.0,
 ) -> L.Trainer:
     """Trains in a run folder; what ``sciml-monarch train`` does after it has read its configuration.
 
@@ -202,7 +212,7 @@ def fit(
         monitor: Name of the logged value that marks the best network, ``auto``: the task's own (:func:`monitor_of`);
             ``None`` where nothing is validated.
         trainer_options: Arguments of Lightning's ``Trainer``.
-        every_n_epochs: See :func:`checkpointing`.
+        seconds_apart: See :func:`checkpointing`.
 
     Returns:
         The trainer after the fit.
@@ -212,7 +222,7 @@ def fit(
     """
     check_folder(out, resume, overwrite)
     options = {"num_sanity_val_steps": 0, "log_every_n_steps": 1, **(trainer_options or {})}
-    saving = checkpointing(out, monitor_of(task, monitor), every_n_epochs)
+    saving = checkpointing(out, monitor_of(task, monitor), seconds_apart)
     trainer = L.Trainer(
         **options | {"callbacks": [*options.get("callbacks", []), *saving]},
         default_root_dir=out,

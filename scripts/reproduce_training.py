@@ -19,7 +19,7 @@ from sciml_monarch.pde.pair_data import PairData
 from sciml_monarch.pde.task import PDETask
 from sciml_monarch.training import LAST, fit
 
-EPOCHS_A_CHECKPOINT = 5  # weights and moments of 76 million parameters are 0.9 GB
+SECONDS_APART = 30.0  # of checkpoints: epochs may take a tenth of a second, and checkpoints hold 0.9 GB
 
 
 class Recorder(L.Callback):
@@ -205,7 +205,7 @@ def fit_row(
     with warnings.catch_warnings():
         # of a run that was carried here: what Lightning then leaves out is about the best network, which is not kept
         warnings.filterwarnings("ignore", "The dirpath has changed from")
-        return fit(task, data, folder, resume, not resume, None, options | (more or {}), EPOCHS_A_CHECKPOINT)
+        return fit(task, data, folder, resume, not resume, None, options | (more or {}), SECONDS_APART)
 
 
 def check_settings(what: str, stored: list[str], given: list[str]) -> None:

@@ -234,7 +234,7 @@ def test_all_three_ways_are_trained_and_go_on_where_they_stopped(program, vortic
     written, save = [], lightning.Trainer.save_checkpoint
     monkeypatch.setattr(lightning.Trainer, "save_checkpoint", lambda *a, **k: (written.append(a[1]), save(*a, **k)))
     program.train(arguments)
-    assert len(written) == 1  # a checkpoint of such a network is large: every few epochs, and at the end
+    assert len(written) == 1  # a checkpoint of such a network is large: after half a minute, and at the end
     monkeypatch.setattr(lightning.Trainer, "save_checkpoint", save)
     checkpoint = arguments.out / program.folder_name("dense", 4, 0) / "checkpoints/last.ckpt"
     content = torch.load(checkpoint, weights_only=True)

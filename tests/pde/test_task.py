@@ -1,12 +1,13 @@
 import math
 import shutil
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
 
-from sciml_monarch import InputError, load
+from sciml_monarch import InputError, load, training
 from sciml_monarch.hub import CHECKPOINT_KEY
 from sciml_monarch.pde import FNO, MonarchFNO, UNet, gaussian_random_field
 from sciml_monarch.pde.data import Loader, PairData, TrajectoryData
@@ -106,6 +107,21 @@ def test_resumed_run_equals_an_uninterrupted_one(schedule, warmup, ema_decay, sy
     first = torch.load(whole / LAST, weights_only=True)
     second = torch.load(parts / LAST, weights_only=True)
     assert first["global_step"] == second["global_step"] == 12
+
+
+def test_checkpoints_lie_apart_in_time_and_the_last_epoch_has_one(vorticity_folder, tmp_path, monkeypatch):
+    epochs = []
+
+    class Clock(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            seconds[0] += 10.0
+
+    seconds, save = [1000.0], L.Trainer.save_checkpoint
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    monkeypatch.setattr(L.Trainer, "save_checkpoint", lambda t, *a, **k: (epochs.append(t.current_epoch), save(t, *a)))
+    options = CPU | {"max_epochs": 7, "callbacks": [Clock()]}
+    fit(PDETask(monarch()), data(vorticity_folder), tmp_path, monitor=None, trainer_options=options, seconds_apart=30.0)
+    assert epochs == [2, 5, 6]
 
 
 def test_trajectories_are_moved_in_training_only_and_anew_in_each_epoch(vorticity_folder, tmp_path, monkeypatch):
