@@ -18,6 +18,7 @@ from sciml_monarch.devices import choose_device
 from sciml_monarch.errors import InputError
 from sciml_monarch.files import replacing
 from sciml_monarch.monarch.kernels.backend import Backend, replayed, triton_usable
+from sciml_monarch.pde.perceptron import GatedPerceptron
 from sciml_monarch.pde.pointwise import pointwise_linear, pointwise_mlp
 from sciml_monarch.provenance import provenance
 
@@ -26,30 +27,38 @@ WAYS: tuple[Backend, ...] = ("triton", "torch")
 
 
 class Size(NamedTuple):
-    """A map of channels: samples, points of a field, channels; no hidden ones: linear, behind an activation."""
+    """A map of channels: samples, points of a field, channels; no hidden ones: linear, behind an activation.
+
+    Of a gated perceptron the fields that its output is added to are part of it, and ``hidden`` are those of each half.
+    """
 
     batch: int
     points: int
     inputs: int
     hidden: int
     outputs: int
+    gated: bool = False
 
 
 WIDTHS = (20, 32, 48, 64)
 SIZES = tuple(
     Size(16, n * n, width, hidden, 1 if hidden else width) for n in (64, 256) for hidden in (128, 0) for width in WIDTHS
 ) + tuple(Size(16, n * n, 12, 0, 32) for n in (64, 256))  # a lifting
+GATED = ((20, 27), (32, 43), (48, 64), (64, 64))  # widths and hidden channels
+SIZES += tuple(Size(n, p * p, i, h, i, True) for n, p in ((50, 64), (8, 256)) for i, h in GATED)
 
 
 def job(size: Size, device: torch.device) -> tuple[Callable[[], Tensor], Callable[[], Any]]:
     """The map, and the map with all gradients."""
-    b, n, i, h, o = size
+    b, n, i, h, o, gated = size
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*shape: int, fan: int = 1) -> Tensor:
         return torch.randn(shape, generator=generator, device=device) / fan**0.5
 
     x, g = draw(b, i, n), draw(b, o, n)
+    if gated:
+        return gated_job(GatedPerceptron(i, h, o, None, None).to(device), x, draw(b, o, n), g)
     weights = [draw(h, i, fan=i), draw(h), draw(o, h, fan=h), draw(o)] if h else [draw(o, i, fan=i)]
     leaves = [t.requires_grad_() for t in (x, *weights)]
     activated = gelu(x).detach().requires_grad_()
@@ -63,6 +72,19 @@ def job(size: Size, device: torch.device) -> tuple[Callable[[], Tensor], Callabl
 
     wanted = leaves if h else [activated, *weights]
     return undifferentiated, lambda: torch.autograd.grad(forward(), wanted, g)
+
+
+def gated_job(
+    net: GatedPerceptron, x: Tensor, skip: Tensor, g: Tensor
+) -> tuple[Callable[[], Tensor], Callable[[], Any]]:
+    """The same of a gated perceptron of fields, and the fields it is added to."""
+    leaves = [t.requires_grad_() for t in (x, *net.parameters(), skip)]
+
+    def undifferentiated() -> Tensor:
+        with torch.no_grad():
+            return net(x, skip)
+
+    return undifferentiated, lambda: torch.autograd.grad(net(x, skip), leaves, g)
 
 
 def compare(size: Size, precision: Precision, device: torch.device, limits: Limits) -> dict[str, Any]:
@@ -83,13 +105,13 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line for each map and precision, microseconds of kernel / torch."""
     lines = ["| map | samples x points | precision | forward | forward and backward |", "|---|---|---|---|---|"]
     for row in rows:
-        channels = [row["inputs"], row["hidden"], row["outputs"]]
+        channels = " -> ".join(str(c) for c in (row["inputs"], row["hidden"], row["outputs"]) if c)
         cells = [
             f"{1e3 * row[f'{name}, triton']:.0f} / {1e3 * row[f'{name}, torch']:.0f}"
             for name in ("forward", "forward and backward")
         ]
         lines.append(
-            f"| {' -> '.join(str(c) for c in channels if c)} | {row['batch']} x {row['points']:,} "
+            f"| {channels}{', gated' * row['gated']} | {row['batch']} x {row['points']:,} "
             f"| {row['precision']} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
@@ -112,7 +134,7 @@ def run(
     where = choose_device(device)
     if not triton_usable(torch.empty(0, device=where)):
         raise InputError("comparing maps needs Triton and a CUDA device")
-    sizes = (Size(1, 20, 3, 16, 1), Size(1, 20, 3, 0, 4)) if quick else SIZES
+    sizes = (Size(1, 20, 3, 16, 1), Size(1, 20, 3, 0, 4), Size(1, 20, 3, 4, 5, True)) if quick else SIZES
     limits = Limits(repeats, 0.3)
     rows = [compare(size, precision, where, limits) for size in sizes for precision in PRECISIONS]
     with replacing(out) as temporary:

@@ -121,7 +121,7 @@ def test_maps_of_channels_are_timed_both_ways(tmp_path):
     result = run("compare_pointwise.py", "--device", "cpu", "--repeats", "1", "--quick", "true", "--out", out)
     assert result.returncode == 0, result.stderr
     rows = json.loads(out.read_text())["rows"]
-    assert {row["hidden"] for row in rows} == {0, 16}  # a linear map and a perceptron
+    assert {(row["hidden"], row["gated"]) for row in rows} == {(0, False), (16, False), (4, True)}
     for row in rows:
         timed = [f"{step}, {way}" for step in ("forward", "forward and backward") for way in ("triton", "torch")]
         assert all(row[key] > 0 for key in timed)

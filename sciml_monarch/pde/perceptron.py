@@ -7,6 +7,7 @@ from torch.nn.functional import gelu
 
 from sciml_monarch.monarch.kernels.backend import autocast, is_replayed
 from sciml_monarch.monarch.kernels.pointwise import linear_asked
+from sciml_monarch.pde.gated import gated_mlp, gated_mlp_wanted
 from sciml_monarch.pde.mixing import pointwise
 from sciml_monarch.pde.pointwise import pointwise_linear, pointwise_mlp
 
@@ -51,10 +52,15 @@ class GatedPerceptron(nn.Module):
         self.up = pointwise(in_channels, 2 * hidden_channels, blocks=blocks, rank=rank)
         self.down = pointwise(hidden_channels, out_channels, blocks=blocks, rank=rank)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps fields ``(b, in_channels, *grid)`` to ``(b, out_channels, *grid)``."""
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Maps fields ``(b, in_channels, *grid)`` to ``(b, out_channels, *grid)``; ``skip`` is added to these."""
+        maps = _with_bias(self.up, self.down)
+        if maps is not None and gated_mlp_wanted(x, maps[0].weight[..., 0], maps[1].weight[..., 0]):
+            weights = [t for layer in maps for t in (layer.weight[..., 0], layer.bias) if t is not None]
+            return gated_mlp(x, *weights, skip=skip)
         value, gate = apply_linear(self.up, x).chunk(2, 1)
-        return apply_linear(self.down, value * gelu(gate))
+        found = apply_linear(self.down, value * gelu(gate))
+        return found if skip is None else skip + found
 
 
 def apply_perceptron(module: nn.Module, x: Tensor) -> Tensor:
@@ -109,6 +115,11 @@ def _dense(module: nn.Module) -> tuple[nn.Conv1d, nn.Conv1d] | None:
     exact = type(activation) is nn.GELU and activation.approximate == "none"
     if not exact or _is_watched(module) or _is_watched(activation):
         return None
+    return _with_bias(first, last)
+
+
+def _with_bias(first: nn.Module, last: nn.Module) -> tuple[nn.Conv1d, nn.Conv1d] | None:
+    """The two modules if both are linear maps with a bias and may be computed as such."""
     if not is_plain_map(first) or not is_plain_map(last) or first.bias is None or last.bias is None:
         return None
     return first, last

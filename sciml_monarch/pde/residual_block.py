@@ -240,6 +240,8 @@ class ResidualBlock(nn.Module):
         else:
             shortcut = None if self.local is None else apply_linear(self.local, y)
         y = self.spectral(y, tuple(prepared), shortcut, self.activation)
+        if isinstance(self.mlp, GatedPerceptron):
+            return self.mlp(y, x if self.residual else None)
         if self.mlp is not None:
             y = apply_perceptron(self.mlp, y)
         return x + y if self.residual else y

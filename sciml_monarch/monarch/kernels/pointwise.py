@@ -11,6 +11,7 @@ MOST_OUTPUTS = 16  # of a perceptron
 # what `auto` takes, timed on an H200 (results/speed_h200/compare_pointwise.json), channels padded but the last ones
 TIMED_PERCEPTRONS = ((32, 128, 1), (64, 128, 1))
 MOST_TIMED = 64  # channels of a linear map
+MOST_GATED = 64  # channels of a gated perceptron, padded: three matrices and three of their gradients
 
 
 def padded(n: int) -> int:
@@ -27,6 +28,25 @@ def linear_fits(weight: Tensor) -> bool:
 def perceptron_fits(w1: Tensor, w2: Tensor) -> bool:
     """Whether the kernels take weights ``(h, i)`` and ``(o, h)``."""
     return linear_fits(w1) and len(w2) <= MOST_OUTPUTS
+
+
+def gated_fits(up: Tensor, down: Tensor) -> bool:
+    """Whether the kernels take weights ``(2 h, i)`` and ``(o, h)`` of a gated perceptron."""
+    return max(map(padded, (up.shape[1], *down.shape))) <= MOST_GATED
+
+
+def wants_gated(x: Tensor, up: Tensor, down: Tensor) -> bool:
+    """Whether a gated perceptron is computed by the kernels: where they are asked for, since none is timed yet.
+
+    Args:
+        x: Fields ``(b, i, *grid)``, or none of their samples.
+        up: ``(2 h, i)``.
+        down: ``(o, h)``.
+
+    Raises:
+        InputError: Kernels are asked for and cannot take ``x``.
+    """
+    return gated_fits(up, down) and wants_triton(x, measured_faster=False)
 
 
 def linear_asked(x: Tensor, weight: Tensor) -> bool:

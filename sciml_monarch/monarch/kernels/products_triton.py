@@ -50,3 +50,23 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
         return tl.dot(_to_tf32(a), b, acc, input_precision="tf32")
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def rounded(x, PRECISION: tl.constexpr):
+    """An operand of :func:`dot_rounded`: what is multiplied several times is rounded once."""
+    if PRECISION == "tf32":
+        return _to_tf32(x)
+    elif PRECISION == "bf16":
+        return x.to(tl.bfloat16)
+    else:
+        return x
+
+
+@triton.jit
+def dot_rounded(a, b, acc, PRECISION: tl.constexpr):
+    """What :func:`dot` computes, of operands that :func:`rounded` has made."""
+    if PRECISION == "bf16" or PRECISION == "native":
+        return tl.dot(a, b, acc)
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)

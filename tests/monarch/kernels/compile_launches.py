@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sciml_monarch.monarch.kernels import (
+    gated_perceptron_triton,
     linear_gradients_triton,
     linear_triton,
     perceptron_triton,
@@ -37,6 +38,7 @@ from sciml_monarch.monarch.kernels.transform_configs import StagesTile
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
 KERNEL_NAMES = "_kernel"  # other jitted functions are parts of these
 MODULES = (
+    gated_perceptron_triton,
     linear_triton,
     linear_gradients_triton,
     perceptron_triton,
@@ -172,6 +174,7 @@ def every_kernel() -> None:
     spectral_triton.turn(y, planes.mT, True)
     spectral_triton.weigh_planes(y, z, False)
     perceptrons((64, 128, 1, "high"))
+    gated_perceptrons((48, 64, 48, "high"))
     pointwise_linear((32, 64, "high"))
 
 
@@ -183,6 +186,21 @@ def perceptrons(*tasks: tuple[int, int, int, str]) -> None:
         w1, b1, w2, b2 = empty(hidden, inputs), empty(hidden), empty(outputs, hidden), empty(outputs)
         perceptron_triton.perceptron(x, w1, b1, w2, b2)
         perceptron_triton.perceptron_gradients(g, x, w1, b1, w2)
+
+
+def gated_perceptrons(*tasks: tuple[int, int, int, str]) -> None:
+    """Launches both kernels of gated perceptrons in float32: channels in, hidden and out, precision."""
+    for inputs, hidden, outputs, precision in tasks:
+        torch.set_float32_matmul_precision(precision)
+        x, g = empty(2, inputs, 4096), empty(2, outputs, 4096)
+        up, up_bias, down, down_bias = (
+            empty(2 * hidden, inputs),
+            empty(2 * hidden),
+            empty(outputs, hidden),
+            empty(outputs),
+        )
+        gated_perceptron_triton.gated_perceptron(x, up, up_bias, down, down_bias, g)
+        gated_perceptron_triton.gated_perceptron_gradients(g, x, up, up_bias, down)
 
 
 def pointwise_linear(*tasks: tuple[int, int, str]) -> None:
@@ -231,6 +249,7 @@ LAUNCHES = {
     "spectral": spectral,
     "linear": linear,
     "perceptrons": perceptrons,
+    "gated_perceptrons": gated_perceptrons,
     "pointwise_linear": pointwise_linear,
 }
 

@@ -15,6 +15,7 @@ from sciml_monarch.monarch.kernels.backend import use_backend
 from sciml_monarch.monarch.kernels.linear import monarch_linear
 from sciml_monarch.monarch.kernels.linear_configs import Sizes
 from sciml_monarch.monarch.kernels.linear_plans import alternatives, choose
+from sciml_monarch.pde.perceptron import GatedPerceptron
 from sciml_monarch.pde.pointwise import pointwise_linear, pointwise_mlp
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv
 
@@ -43,6 +44,9 @@ def _channels(dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     for i, h, o, n in ((32, 128, 1, 300), (20, 65, 3, 70), (33, 64, 16, 65), (1, 1, 1, 1)):
         weights = _random(h, i, dtype=dtype), _random(h), _random(o, h, dtype=dtype), _random(o)
         yield f"perceptron {i} -> {h} -> {o}", pointwise_mlp(_random(2, i, n, dtype=dtype), *weights)
+    for i, h, o, n in ((48, 64, 48, 300), (20, 27, 33, 70), (1, 1, 1, 1)):
+        net = GatedPerceptron(i, h, o, None, None).to(DEVICE, dtype)
+        yield f"gated perceptron {i} -> {h} -> {o}", net(_random(2, i, n, dtype=dtype), _random(2, o, n, dtype=dtype))
     for i, o, n in ((32, 32, 300), (12, 20, 70), (128, 64, 65)):
         x = _random(2, i, n, dtype=dtype)
         before = x.detach().clone()

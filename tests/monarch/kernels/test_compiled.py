@@ -33,6 +33,8 @@ KERNELS = {
     "weigh_planes_kernel",
     "perceptron_kernel",
     "perceptron_gradients_kernel",
+    "gated_perceptron_kernel",
+    "gated_perceptron_gradients_kernel",
     "linear_gradients_kernel",
 }
 TOO_LARGE = (Problem("narrow", 256, 66, 4, "tf32"), Config(256, 64, 16, 8, 4))
@@ -107,6 +109,19 @@ def test_the_largest_maps_of_channels_that_are_taken_fit_a_multiprocessor():
     for usage in found:
         assert usage["shared"] <= KERNEL_SHARED_BYTES, usage
     assert found[0]["spilled"] == 0
+
+
+def test_gated_perceptrons_fit_a_multiprocessor_and_run_on_tensor_cores():
+    sizes = (64, 64, 64), (48, 64, 48), (20, 27, 20)
+    for usage in compiled(
+        "gated_perceptrons", *((*size, precision) for size in sizes for precision in ("high", "highest"))
+    ):
+        assert usage["shared"] <= KERNEL_SHARED_BYTES, usage
+    forward, backward = compiled("gated_perceptrons", (48, 64, 48, "high"))
+    assert (forward["spilled"], forward["slow_products"]) == (0, 0), forward
+    assert backward["spilled"] <= 128, backward
+    for usage in (forward, backward):
+        assert usage["fast_products"] > 0, usage
 
 
 def test_a_usual_projection_is_tensor_core_code():

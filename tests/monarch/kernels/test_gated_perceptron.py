@@ -1,0 +1,210 @@
+"""Gated perceptrons of the channels at every point, in one kernel."""
+
+import pytest
+import torch
+from torch.nn.functional import conv1d, gelu
+
+from sciml_monarch.monarch.kernels.backend import use_backend
+from sciml_monarch.monarch.kernels.pointwise import gated_fits
+from sciml_monarch.pde.perceptron import GatedPerceptron
+from tests.helpers import TOLERANCE, needs_triton, randn, relative_error
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# batch, channels in, hidden, out, points
+SHAPES = [(2, 48, 64, 48, 130), (3, 20, 27, 20, 70), (1, 1, 1, 1, 1), (2, 33, 16, 64, 65), (1, 64, 40, 2, 129)]
+HALF = [
+    pytest.param(torch.float16, id="float16"),
+    pytest.param(
+        torch.bfloat16,
+        id="bfloat16",
+        marks=pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter multiplies bfloat16 wrongly"),
+    ),
+]
+
+pytestmark = needs_triton
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """What a kernel does not write is not a number."""
+
+    def with_nan(make):
+        return lambda *a, **k: make(*a, **k).fill_(float("nan"))
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", with_nan(torch.Tensor.new_empty))
+    monkeypatch.setattr(torch, "empty_like", with_nan(torch.empty_like))
+
+
+@pytest.fixture
+def precision():
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Names of the kernels that ran, one after the other."""
+    from sciml_monarch.monarch.kernels import gated_perceptron_triton
+
+    seen = []
+    for name in ("gated_perceptron", "gated_perceptron_gradients"):
+        launch = getattr(gated_perceptron_triton, name)
+        monkeypatch.setattr(
+            gated_perceptron_triton, name, lambda *a, launch=launch, name=name: (seen.append(name), launch(*a))[1]
+        )
+    return seen
+
+
+def network(shape, dtype=torch.float32):
+    """A perceptron, its fields, fields to be added, and the gradient of the output."""
+    b, i, h, o, n = shape
+    torch.manual_seed(0)
+    net = GatedPerceptron(i, h, o, None, None)
+    net.up.bias.data.normal_()
+    net.down.bias.data.normal_()
+    for layer in (net.up, net.down):  # biases are never rounded to half precision
+        layer.weight.data = layer.weight.data.to(dtype)
+    drawn = [randn(b, c, n, seed=k).to(dtype).to(DEVICE) for k, c in enumerate((i, o, o))]
+    return net.to(DEVICE), *drawn
+
+
+def plain(x, up, up_bias, down, down_bias, skip):
+    value, gate = conv1d(x, up, up_bias).chunk(2, 1)
+    return skip + conv1d(value * gelu(gate), down, down_bias)
+
+
+def results(net, x, skip, g):
+    """Output and the gradients of fields, parameters and what is added."""
+    leaves = [x.detach().requires_grad_(), skip.detach().requires_grad_()]
+    y = net(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, [leaves[0], *net.parameters(), leaves[1]], g)]
+
+
+def exact(net, x, skip, g):
+    leaves = [t.detach().double().requires_grad_() for t in (x, *net.parameters(), skip)]
+    y = plain(*leaves)
+    return [y.detach(), *torch.autograd.grad(y, leaves, g.double())]
+
+
+def check(shape, dtype, allowed):
+    net, x, skip, g = network(shape, dtype)
+    with use_backend("triton"):
+        found = results(net, x, skip, g)
+    wanted = exact(net, x, skip, g)
+    for ours, e in zip(found, wanted, strict=True):
+        assert relative_error(ours, e) < allowed
+    assert [t.dtype for t in found] == [dtype, dtype, dtype, torch.float32, dtype, torch.float32, dtype]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_as_exact_as_float32(shape, poisoned, precision, launches):
+    precision("highest")
+    check(shape, torch.float32, TOLERANCE[torch.float32])
+    assert launches == ["gated_perceptron", "gated_perceptron_gradients"]
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
+def test_half_precision(shape, dtype, poisoned, launches):
+    check(shape, dtype, TOLERANCE[dtype])
+    assert len(launches) == 2
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("wanted", "allowed"), [("high", 3e-3), ("medium", 2e-2)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_lower_precisions(shape, wanted, allowed, precision, poisoned):
+    precision(wanted)
+    check(shape, torch.float32, allowed)
+
+
+@pytest.mark.parametrize("tile", [(16, 4, 3), (32, 4, 1), (64, 4, 264)], ids=str)
+def test_tiles_and_numbers_of_programs_compute_the_same(tile, poisoned, precision):
+    from sciml_monarch.monarch.kernels import gated_perceptron_triton as kernels
+
+    precision("highest")
+    net, x, skip, g = network(SHAPES[0])
+    weights = net.up.weight[..., 0], net.up.bias, net.down.weight[..., 0], net.down.bias
+    tile = kernels.GatedTile(*tile)
+    with torch.no_grad():
+        found = [
+            kernels.gated_perceptron(x, *weights, skip, tile),
+            *kernels.gated_perceptron_gradients(g, x, *weights[:3], tile),
+        ]
+        alone = kernels.gated_perceptron(x, *weights, None, tile)
+    y, by_x, by_up, by_up_bias, by_down, by_down_bias, _ = exact(net, x, skip, g)
+    for ours, e in zip(found, (y, by_x, by_up[..., 0], by_up_bias, by_down[..., 0], by_down_bias), strict=True):
+        assert relative_error(ours, e) < TOLERANCE[torch.float32]
+    assert relative_error(alone, y - skip) < TOLERANCE[torch.float32]
+
+
+def test_fields_of_a_grid_and_rows_that_are_not_contiguous(precision, launches):
+    precision("highest")
+    net, x, skip, g = network((2, 20, 16, 20, 64))
+    grid = [t.reshape(2, 20, 4, 16).transpose(2, 3).contiguous().transpose(2, 3) for t in (x, skip, g)]
+    with use_backend("triton"):
+        found = results(net, *grid)
+    wanted = results(net, x, skip, g)
+    assert len(launches) == 2
+    for ours, e in zip(found, wanted, strict=True):
+        assert relative_error(ours.reshape(e.shape), e) < TOLERANCE[torch.float32]
+
+
+def test_the_residual_stream_stays_in_float32_under_autocast(launches):
+    net, x, skip, g = network(SHAPES[1])
+    with use_backend("triton"), torch.autocast(DEVICE, torch.float16):
+        y = net(x, skip)
+        usual = net(x)
+    assert (y.dtype, usual.dtype, len(launches)) == (torch.float32, torch.float16, 2)
+    torch.testing.assert_close(y, skip + usual)
+    wanted = exact(net, x, skip, g)
+    for ours, e in zip(torch.autograd.grad(y, list(net.parameters()), g), wanted[2:-1], strict=True):
+        assert relative_error(ours, e) < 10 * TOLERANCE[torch.float16]
+
+
+def test_frozen_weights_cost_no_gradients_and_gradients_can_be_differentiated_again(precision, launches):
+    precision("highest")
+    net, x, skip, g = network((2, 5, 4, 5, 6))
+    net.requires_grad_(False)
+    with use_backend("triton"):
+        (found,) = torch.autograd.grad(net(x.requires_grad_(), skip), x, g)
+    assert relative_error(found, exact(net, x, skip, g)[1]) < TOLERANCE[torch.float32]
+    net.requires_grad_(True)
+
+    def norm_of_gradient(net, x, skip, g):
+        leaves = [x, *net.parameters()]
+        first = torch.autograd.grad(net(x, skip), leaves, g, create_graph=True)
+        return torch.autograd.grad(sum(t.square().sum() for t in first), leaves[:-1])  # no gradient has the last bias
+
+    with use_backend("triton"):
+        second = norm_of_gradient(net, x, skip, g)
+    assert launches == ["gated_perceptron"] * 2
+    wide = [t.detach().double().requires_grad_(t is x) for t in (x, skip, g)]
+    for ours, e in zip(second, norm_of_gradient(net.double(), *wide), strict=True):
+        assert relative_error(ours, e) < 10 * TOLERANCE[torch.float32]
+
+
+def test_what_does_not_fit_or_is_watched_goes_another_way_and_is_right(launches):
+    for shape in ((2, 65, 16, 5, 20), (2, 16, 65, 5, 20), (2, 16, 16, 65, 20), (0, 16, 16, 16, 20)):
+        net, x, skip, _ = network(shape)
+        with use_backend("triton"):
+            y = net(x, skip)
+        torch.testing.assert_close(y, plain(x, *net.parameters(), skip))
+    net, x, skip, _ = network(SHAPES[1])
+    net.down.register_forward_hook(lambda module, inputs, output: 2 * output)
+    with use_backend("triton"):
+        torch.testing.assert_close(net(x), 2 * (plain(x, *net.parameters(), skip) - skip))
+    assert launches == []
+
+
+def test_auto_takes_them_nowhere_since_none_is_timed(launches):
+    net, x, skip, _ = network(SHAPES[0])
+    net(x, skip)
+    assert launches == []
+
+
+def test_sizes_that_fit():
+    sizes = (64, 64, 64, True), (65, 64, 64, False), (64, 65, 64, False), (8, 8, 65, False)
+    for inputs, hidden, outputs, taken in sizes:
+        assert gated_fits(torch.empty(2 * hidden, inputs), torch.empty(outputs, hidden)) == taken
