@@ -111,7 +111,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             for name in ("forward", "forward and backward")
         ]
         lines.append(
-            f"| {channels}{', gated' * row['gated']} | {row['batch']} x {row['points']:,} "
+            f"| {channels}{', gated' * row.get('gated', False)} | {row['batch']} x {row['points']:,} "
             f"| {row['precision']} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)

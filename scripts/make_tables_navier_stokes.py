@@ -144,4 +144,16 @@ def summary() -> str:
             f"| {others} "
             f"| {'' if published is None else f'{published[-1]:.3f}'} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_at_other_viscosities(rows)])
+
+
+def _at_other_viscosities(rows: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each of the paper's other viscosities that both networks are trained at to the end."""
+    lines = []
+    for viscosity in reversed(rows_table.VISCOSITIES[:-1]):
+        names = [f"{network}_{viscosity}" for network in ("fno", "monarch_fno")]
+        if all(rows_table.errors_of(name, rows) for name in names):
+            fno, monarch = (rows_table.cell(name, rows) for name in names)
+            steps = next(row["n_steps"] for row in rows if row["row"] == names[0])
+            lines += ["", f"At a viscosity of {viscosity}, {steps} frames, one seed: FNO {fno}, MonarchFNO {monarch}."]
+    return lines
