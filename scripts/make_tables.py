@@ -73,6 +73,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
 TABLES["results/navier_stokes/README.md"] = {
     "state_of_the_art": flow.state_of_the_art,
     "trainings": flow.trainings,
+    "numbers_of_trajectories": flow.numbers_of_trajectories,
     "resolutions": flow.resolutions,
     "bands": flow.bands,
     "long_roll_outs": flow.long_roll_outs,

@@ -77,6 +77,17 @@ def state_of_the_art() -> str:
     return "\n".join([*lines, *(f"| {name} | | | | | | | {error:.4f} |" for name, error in others)])
 
 
+def numbers_of_trajectories() -> str:
+    """The paper's networks trained for as many steps on fewer trajectories."""
+    rows = rows_table.furthest(_rows())
+    numbers = {"100": "_100", "300": "_300", "1,000": ""}
+    lines = [f"| network | {' | '.join(numbers)} |", "|---" * (len(numbers) + 1) + "|"]
+    for network in ("fno", "monarch_fno"):
+        cells = [rows_table.cell(f"{network}{number}_1e-5", rows) for number in numbers.values()]
+        lines.append(f"| {rows_table.NETWORKS[network]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _scores(resolution: int | str) -> dict[str, dict[str, Any]]:
     """By row, what the network of seed 0 scored on a grid, or "symmetrized"."""
     found = json.loads((FOLDER / f"metrics_{resolution}.json").read_text())
