@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sciml_monarch.errors import InputError
+from sciml_monarch.monarch.kernels.backend import transformed
 
 
 def periodic_pad(x: Tensor, reach: Sequence[int]) -> Tensor:
@@ -30,7 +31,8 @@ def periodic_pad(x: Tensor, reach: Sequence[int]) -> Tensor:
     grid = x.shape[2:]
     if len(reach) != len(grid) or any(not 0 <= r <= n for r, n in zip(reach, grid, strict=True)):
         raise InputError(f"a grid {tuple(grid)} cannot be continued periodically by {tuple(reach)} points")
-    if torch.compiler.is_compiling():  # a compiler fuses what autograd makes of it
+    # a compiler fuses what autograd makes of it; transforms and forward-mode derivatives see through plain torch only
+    if torch.compiler.is_compiling() or transformed():
         return _continued(x, reach)
     return _PeriodicPad.apply(x, tuple(reach))  # type: ignore[no-any-return]
 

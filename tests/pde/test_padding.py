@@ -49,3 +49,17 @@ def test_compiles_whole_with_the_same_gradient():
     torch.compile(loss, fullgraph=True)(x).backward()
     loss(y).backward()
     torch.testing.assert_close(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jvp"])
+def test_transforms_and_forward_mode_see_through_it(transform):
+    x = torch.linspace(0, 1, 12, dtype=torch.float64).reshape(1, 1, 3, 4)
+
+    def result(padded):
+        if transform == "grad":
+            return torch.func.grad(lambda y: padded(y, (1, 2)).sin().sum())(x)
+        if transform == "vmap":
+            return torch.func.vmap(lambda y: padded(y, (1, 2)))(x[None])
+        return torch.func.jvp(lambda y: padded(y, (1, 2)).sin(), (x,), (x.cos(),))[1]
+
+    torch.testing.assert_close(result(periodic_pad), result(reference), rtol=1e-14, atol=1e-14)
