@@ -98,6 +98,9 @@ TOGETHER = {
     "gated_1e": 2,
     "all": 2,
     "frequencies": 2,
+    "wide": 2,
+    "deep": 2,
+    "shallow": 2,
     "single_step": 7,
     "fine_tuned": 3,
 }
