@@ -140,7 +140,7 @@ class Monitor(NamedTuple):
 
 
 def checkpointing(out: Path, monitor: Monitor | None, seconds_apart: float = 0.0) -> list[Callback]:
-    """Callbacks that keep the best network and, at the end of each epoch, the state to resume from.
+    """Callbacks that keep the best network and, at the end of each epoch or of some, the state to resume from.
 
     Args:
         out: Run folder.
@@ -149,8 +149,10 @@ def checkpointing(out: Path, monitor: Monitor | None, seconds_apart: float = 0.0
             epoch has one in any case.
     """
     folder = out / "checkpoints"
-    last: ModelCheckpoint = _Seldom(folder, seconds_apart)
-    if not seconds_apart:
+    last: ModelCheckpoint
+    if seconds_apart:
+        last = _Seldom(folder, seconds_apart)
+    else:
         last = ModelCheckpoint(folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
     if monitor is None:
         return [last]

@@ -159,12 +159,14 @@ def summary() -> str:
 
 
 def _at_other_viscosities(rows: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each of the paper's other viscosities that both networks are trained at to the end."""
+    """A sentence for each of the paper's other viscosities that both networks are trained at for all epochs."""
+    rows = [row for row in rows if row["epochs"] == rows_table.EPOCHS]
     lines = []
     for viscosity in reversed(rows_table.VISCOSITIES[:-1]):
         names = [f"{network}_{viscosity}" for network in ("fno", "monarch_fno")]
         if all(rows_table.errors_of(name, rows) for name in names):
             fno, monarch = (rows_table.cell(name, rows) for name in names)
             steps = next(row["n_steps"] for row in rows if row["row"] == names[0])
-            lines += ["", f"At a viscosity of {viscosity}, {steps} frames, one seed: FNO {fno}, MonarchFNO {monarch}."]
+            seeds = "" if "±" in fno + monarch else ", one seed"
+            lines += ["", f"At a viscosity of {viscosity}, {steps} frames{seeds}: FNO {fno}, MonarchFNO {monarch}."]
     return lines

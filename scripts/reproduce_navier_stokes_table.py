@@ -77,9 +77,12 @@ def cell(name: str, rows: list[Row]) -> str:
 
 
 def _below(rows: list[Row], viscosity: str) -> str:
-    """By how much MonarchFNO is below FNO."""
-    monarch, fno = (errors_of(f"{network}_{viscosity}", rows) for network in ("monarch_fno", "fno"))
-    return f"{_percent(statistics.mean(monarch), statistics.mean(fno))}" if monarch and fno else "not yet"
+    """By how much MonarchFNO is below FNO, both trained for the same number of epochs."""
+    names = [f"{network}_{viscosity}" for network in ("monarch_fno", "fno")]
+    monarch, fno = (errors_of(name, rows) for name in names)
+    if not monarch or not fno or len({_longest(name, rows)[0]["epochs"] for name in names}) > 1:
+        return "not yet"
+    return _percent(statistics.mean(monarch), statistics.mean(fno))
 
 
 def _percent(error: float, reference: float) -> str:

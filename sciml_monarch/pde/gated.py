@@ -14,6 +14,8 @@ from sciml_monarch.monarch.kernels.pointwise import wants_gated
 def gated_mlp_wanted(x: Tensor, up: Tensor, down: Tensor) -> bool:
     """Whether :func:`gated_mlp` is to compute it; a compiler, exports and transforms see plain torch.
 
+    What does not fit together is left to torch, which says so.
+
     Args:
         x: Fields ``(b, i, *grid)``.
         up: ``(2 h, i)``.
@@ -24,7 +26,10 @@ def gated_mlp_wanted(x: Tensor, up: Tensor, down: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or transformed() or x.numel() == 0:
         return False
-    return wants_gated(autocast(x[:0]), up, down)  # no field is cast for the question
+    like, up, down = (autocast(t) for t in (x[:0], up, down))  # no field is cast for the question
+    if x.shape[1] != up.shape[1] or not like.dtype == up.dtype == down.dtype:
+        return False
+    return wants_gated(like, up, down)
 
 
 def gated_mlp(
@@ -48,8 +53,9 @@ def gated_mlp(
     # not the biases: half precision would overflow in the sums that are their gradients
     x, up, down = (autocast(t) for t in (x, up, down))
     grid = x.shape[2:]
-    # fields that autocast leaves in float32 are added in it
-    added = None if skip is None or skip.dtype != x.dtype else skip.flatten(2)
+    # fields that autocast leaves in float32 are added in it, and such as are to be expanded by torch
+    fits = skip is not None and skip.dtype == x.dtype and skip.shape == (len(x), len(down), *grid)
+    added = skip.flatten(2) if skip is not None and fits else None
     found: Tensor = _GatedMLP.apply(x.flatten(2), up, up_bias, down, down_bias, added).unflatten(2, grid)
     return found if skip is None or added is not None else skip + found
 
@@ -87,7 +93,9 @@ def _plain_gradients(gradient: Tensor, inputs: Sequence[Tensor], needs: Sequence
     """By those inputs that need them; can be differentiated again where that is asked for."""
     again = torch.is_grad_enabled()
     with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
-        if not again:
+        if again:  # by views: derivatives by parameters themselves would go through fields that depend on them, too
+            inputs = [t.view_as(t) for t in inputs]
+        else:
             inputs = [t.detach().requires_grad_(need) for t, need in zip(inputs, needs, strict=True)]
         wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
         found = iter(torch.autograd.grad(_plain(*inputs), wanted, gradient, create_graph=again) if wanted else ())

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from sciml_monarch.monarch.kernels.backend import autocast, is_replayed
-from sciml_monarch.monarch.kernels.pointwise import linear_asked
+from sciml_monarch.monarch.kernels.pointwise import gated_asked, linear_asked
 from sciml_monarch.pde.gated import gated_mlp, gated_mlp_wanted
 from sciml_monarch.pde.mixing import pointwise
 from sciml_monarch.pde.pointwise import pointwise_linear, pointwise_mlp
@@ -54,13 +54,22 @@ class GatedPerceptron(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """Maps fields ``(b, in_channels, *grid)`` to ``(b, out_channels, *grid)``; ``skip`` is added to these."""
-        maps = _with_bias(self.up, self.down)
-        if maps is not None and gated_mlp_wanted(x, maps[0].weight[..., 0], maps[1].weight[..., 0]):
-            weights = [t for layer in maps for t in (layer.weight[..., 0], layer.bias) if t is not None]
-            return gated_mlp(x, *weights, skip=skip)
+        maps = _with_bias(self.up, self.down) if gated_asked() else None
+        if maps is not None:
+            up, up_bias, down, down_bias = (t for m in maps for t in (m.weight[..., 0], m.bias) if t is not None)
+            if gated_mlp_wanted(x, up, down):
+                return gated_mlp(x, up, up_bias, down, down_bias, skip=skip)
         value, gate = apply_linear(self.up, x).chunk(2, 1)
         found = apply_linear(self.down, value * gelu(gate))
         return found if skip is None else skip + found
+
+
+def apply_gated(module: GatedPerceptron, x: Tensor, skip: Tensor | None) -> Tensor:
+    """Applies one to fields ``(b, channels, *grid)`` and adds others, in one where its call does nothing else."""
+    if type(module) is GatedPerceptron and not _is_watched(module):
+        return module(x, skip)
+    y = apply_perceptron(module, x)
+    return y if skip is None else skip + y
 
 
 def apply_perceptron(module: nn.Module, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from sciml_monarch.monarch.conv import MonarchConv1x1
 from sciml_monarch.monarch.kernels.spectral_layout import Activation
 from sciml_monarch.pde.mixing import pointwise
 from sciml_monarch.pde.padding import periodic_pad
-from sciml_monarch.pde.perceptron import GatedPerceptron, apply_linear, apply_perceptron, perceptron
+from sciml_monarch.pde.perceptron import GatedPerceptron, apply_gated, apply_linear, apply_perceptron, perceptron
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv
 
 EPSILON = 1e-5  # added to variances, as torch's layers do
@@ -241,7 +241,7 @@ class ResidualBlock(nn.Module):
             shortcut = None if self.local is None else apply_linear(self.local, y)
         y = self.spectral(y, tuple(prepared), shortcut, self.activation)
         if isinstance(self.mlp, GatedPerceptron):
-            return self.mlp(y, x if self.residual else None)
+            return apply_gated(self.mlp, y, x if self.residual else None)
         if self.mlp is not None:
             y = apply_perceptron(self.mlp, y)
         return x + y if self.residual else y

@@ -122,7 +122,9 @@ def gated_perceptron_gradients_kernel(
         by_hidden = dot_rounded(from_out, tl.trans(by_out), empty, PRECISION)
         share = normal(gate)
         activated = gate * share
-        sum_down = dot_rounded(rounded((value * activated).to(dtype), PRECISION), by_out, sum_down, PRECISION)
+        # beyond the last point the biases alone are activated: they might not fit float16, and times zero be no number
+        hidden = tl.where((point < n_points)[None, :], value * activated, 0.0)
+        sum_down = dot_rounded(rounded(hidden.to(dtype), PRECISION), by_out, sum_down, PRECISION)
         slope = share + gate * PEAK * tl.exp(-0.5 * gate * gate)
         by_gate = by_hidden * value * slope
         by_value = by_hidden * activated

@@ -35,8 +35,13 @@ def gated_fits(up: Tensor, down: Tensor) -> bool:
     return max(map(padded, (up.shape[1], *down.shape))) <= MOST_GATED
 
 
+def gated_asked() -> bool:
+    """Whether kernels of gated perceptrons were asked for: ``auto`` takes none, since none is timed yet."""
+    return backend() == "triton"
+
+
 def wants_gated(x: Tensor, up: Tensor, down: Tensor) -> bool:
-    """Whether a gated perceptron is computed by the kernels: where they are asked for, since none is timed yet.
+    """Whether a gated perceptron is computed by the kernels.
 
     Args:
         x: Fields ``(b, i, *grid)``, or none of their samples.
@@ -46,7 +51,7 @@ def wants_gated(x: Tensor, up: Tensor, down: Tensor) -> bool:
     Raises:
         InputError: Kernels are asked for and cannot take ``x``.
     """
-    return gated_fits(up, down) and wants_triton(x, measured_faster=False)
+    return gated_fits(up, down) and wants_triton(x, measured_faster=gated_asked())
 
 
 def linear_asked(x: Tensor, weight: Tensor) -> bool:

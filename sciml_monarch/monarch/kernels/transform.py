@@ -185,6 +185,8 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tup
     out_planes, adjoint = ctx.out_planes, ctx.adjoint  # type: ignore[attr-defined]
     needs = ctx.needs_input_grad[:3]  # type: ignore[attr-defined]
     if torch.is_grad_enabled():  # of a gradient that is to be differentiated again
+        # by views: derivatives by the factors themselves would go through an input that depends on them, too
+        x, w1, w2 = (t.view_as(t) for t in (x, w1, w2))
         y = _reference_of_lines(x, w1, w2, place_in, place_out, out_planes, adjoint)
         wanted = [v for v, need in zip((x, w1, w2), needs, strict=True) if need]
         found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))

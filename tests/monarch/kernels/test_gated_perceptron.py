@@ -7,6 +7,7 @@ from torch.nn.functional import conv1d, gelu
 from sciml_monarch.monarch.kernels.backend import use_backend
 from sciml_monarch.monarch.kernels.pointwise import gated_fits
 from sciml_monarch.pde.perceptron import GatedPerceptron
+from sciml_monarch.pde.residual_block import ResidualBlock
 from tests.helpers import TOLERANCE, needs_triton, randn, relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -183,6 +184,45 @@ def test_frozen_weights_cost_no_gradients_and_gradients_can_be_differentiated_ag
     wide = [t.detach().double().requires_grad_(t is x) for t in (x, skip, g)]
     for ours, e in zip(second, norm_of_gradient(net.double(), *wide), strict=True):
         assert relative_error(ours, e) < 10 * TOLERANCE[torch.float32]
+
+
+def test_gradients_of_several_applications_are_the_same_where_they_can_be_differentiated_again(precision, launches):
+    precision("highest")
+    net, x, skip, g = network((2, 5, 4, 5, 6))
+    x.requires_grad_()
+
+    def gradients(create_graph):
+        y = net(net(net(x, skip), skip), skip)
+        return torch.autograd.grad(y, list(net.parameters()), g, create_graph=create_graph)
+
+    with use_backend("triton"):
+        once, again = gradients(False), gradients(True)
+    assert launches == ["gated_perceptron"] * 3 + ["gated_perceptron_gradients"] * 3 + ["gated_perceptron"] * 3
+    for usual, kept in zip(once, again, strict=True):
+        assert relative_error(kept, usual) < TOLERANCE[torch.float32]
+
+
+def test_what_does_not_belong_together_is_left_to_torch(launches):
+    net, x, skip, _ = network(SHAPES[1])
+    usual = net(x)
+    with use_backend("triton"):
+        for wrong in (x[:, :19], torch.cat([x, x[:, :1]], 1), x.half()):
+            with pytest.raises(RuntimeError):
+                net(wrong)
+        assert launches == []
+        for part in (skip[:1], skip[..., :1], skip[:, :1]):  # is expanded, as by torch
+            torch.testing.assert_close(net(x, part), part + usual)
+    assert len(launches) == 3
+
+
+def test_a_hook_sees_the_branch_and_not_what_it_is_added_to():
+    block = ResidualBlock(4, (4, 4), (8, 8), 8, "none", 1, False, True, True, "identity", None, None, gated=True)
+    x = torch.randn(2, 4, 8, 8)
+    prepared = block.spectral.prepare((8, 8))
+    block.mlp.register_forward_hook(lambda module, inputs, output: 0 * output)
+    for backend in ("torch", "triton"):
+        with use_backend(backend):
+            assert torch.equal(block(x, prepared), x)
 
 
 def test_what_does_not_fit_or_is_watched_goes_another_way_and_is_right(launches):

@@ -266,6 +266,25 @@ def test_second_derivatives(kind, dtype):
         assert relative_error(a, b) < 1e-5
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["dct", "dft", "hadamard"])
+def test_factors_that_are_applied_several_times_have_the_gradients_of_once_more(kind, backend):
+    """Where gradients can be differentiated again, inputs that depend on the factors count once too."""
+    transform = MonarchTransform(16, kind, learnable=True).to(DEVICE[backend])
+    with torch.no_grad():
+        for k, factor in enumerate(transform.parameters()):
+            factor.add_(0.3 * randn(*factor.shape, seed=k).to(factor))
+    x = randn(3, 16).to(DEVICE[backend], torch.float32)
+
+    def gradients(create_graph):
+        loss = transform(transform(transform(x))).abs().square().sum()
+        return torch.autograd.grad(loss, list(transform.parameters()), create_graph=create_graph)
+
+    with use_backend(backend):
+        for kept, usual in zip(gradients(True), gradients(False), strict=True):
+            assert relative_error(kept, usual) < 20 * EXACT
+
+
 def test_batches_of_arrays_and_of_factors():
     transform, names = learned("dft", 12), ("w1", "w2")
     x = randn(3, 2, 12, dtype=torch.complex64)
