@@ -109,19 +109,27 @@ def test_resumed_run_equals_an_uninterrupted_one(schedule, warmup, ema_decay, sy
     assert first["global_step"] == second["global_step"] == 12
 
 
-def test_checkpoints_lie_apart_in_time_and_the_last_epoch_has_one(vorticity_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("ends", "written"),
+    [({"max_epochs": 7}, [2, 5, 6]), ({"max_epochs": 7, "max_steps": 12}, [2, 3]), ({"max_epochs": 99}, [2, 4])],
+    ids=["epochs", "steps", "told to stop"],
+)
+def test_checkpoints_lie_apart_in_time_and_the_last_epoch_has_one(
+    ends, written, vorticity_folder, tmp_path, monkeypatch
+):
     epochs = []
 
     class Clock(L.Callback):
         def on_train_epoch_end(self, trainer, module):
             seconds[0] += 10.0
+            trainer.should_stop = trainer.max_epochs == 99 and trainer.current_epoch == 4
 
     seconds, save = [1000.0], L.Trainer.save_checkpoint
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
     monkeypatch.setattr(L.Trainer, "save_checkpoint", lambda t, *a, **k: (epochs.append(t.current_epoch), save(t, *a)))
-    options = CPU | {"max_epochs": 7, "callbacks": [Clock()]}
+    options = CPU | ends | {"callbacks": [Clock()]}
     fit(PDETask(monarch()), data(vorticity_folder), tmp_path, monitor=None, trainer_options=options, seconds_apart=30.0)
-    assert epochs == [2, 5, 6]
+    assert epochs == written
 
 
 def test_trajectories_are_moved_in_training_only_and_anew_in_each_epoch(vorticity_folder, tmp_path, monkeypatch):
