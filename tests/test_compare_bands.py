@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sciml_monarch import InputError
-from tests.pde.test_evaluate import DESCRIPTION, Scale, exact, network, write_data
+from tests.pde.decaying_waves import DESCRIPTION, Scale, exact, network, write_data
 from tests.programs import script
 
 

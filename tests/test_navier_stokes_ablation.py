@@ -12,9 +12,9 @@ from sciml_monarch import load
 from sciml_monarch.pde import relative_l2
 from sciml_monarch.pde.readers import open_trajectories
 from sciml_monarch.pde.symmetry import fno_forced_navier_stokes
+from tests.navier_stokes_runs import LAST, arguments, row_of
 from tests.programs import Inline, script
 from tests.test_configs import CONFIGS
-from tests.test_reproduce_navier_stokes import LAST, arguments, row_of
 
 TINY = [
     "data.init_args={n_train: 4, n_test: 2, n_history: 3, n_steps: 2, batch_size: 2}",

@@ -1,7 +1,5 @@
 import pickle
-from pathlib import Path
 
-import h5py
 import lightning as L
 import numpy as np
 import pytest
@@ -9,25 +7,14 @@ import torch
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.pde import synthetic
-from sciml_monarch.pde.data import Loader, PairData, TrajectoryData
-from sciml_monarch.pde.readers import open_trajectories
-from sciml_monarch.pde.synthetic import WellField, travelling_waves
-from sciml_monarch.pde.windows import ChannelMoments, Windows
+from sciml_monarch.pde.data import TrajectoryData
+from sciml_monarch.pde.synthetic import WellField
+from sciml_monarch.pde.windows import ChannelMoments
+from tests.pde import wave_data
+from tests.pde.real_data import REAL, real_data
+from tests.pde.wave_data import GRID, WAVES, N, T, both_ways, trajectory_data
 
-N, T, GRID = 12, 9, (8, 8)
-WAVES = travelling_waves(N, T, GRID)
-REAL = Path(__file__).resolve().parents[2] / "../shared/data/pde"
-real_data = pytest.mark.skipif(not REAL.is_dir(), reason="../shared/data/pde is not on this machine")
-
-
-@pytest.fixture
-def path(tmp_path):
-    fields = {"vorticity": WellField(WAVES, unit="1/s")}
-    return synthetic.write_well(tmp_path / "a.hdf5", fields, GRID, 0.5 * np.arange(T), N, {"viscosity": 1e-3})
-
-
-def trajectory_data(path, n_train=6, n_val=2, n_test=3, n_history=3, n_steps=2, batch_size=4, **loader):
-    return TrajectoryData(path, n_train, n_val, n_test, n_history, n_steps, batch_size, Loader(**loader))
+path = wave_data.path  # a fixture; imported by its name, it would be unused to Ruff
 
 
 def identify(history):
@@ -40,9 +27,6 @@ def identify(history):
 def order(loader, epoch):
     loader.sampler.set_epoch(epoch)
     return [window for history, _ in loader for window in identify(history)]
-
-
-both_ways = pytest.mark.parametrize("preload", [False, True], ids=["lazy", "preloaded"])
 
 
 class TestTrajectoryData:
@@ -309,159 +293,3 @@ class TestStatistics:
         mean, std = moments.result()
         assert torch.allclose(mean.double(), values.double().mean((0, 2)), rtol=1e-7)
         assert torch.allclose(std.double(), values.double().std((0, 2), correction=0), rtol=1e-6)
-
-
-class TestErrors:
-    def test_overlap(self, path):
-        with pytest.raises(
-            InputError,
-            match=r"n_train 8 \+ n_val 2 \+ n_test 3 = 13 .*a\.hdf5 "
-            "has 12.*overlap",
-        ):
-            trajectory_data(path, n_train=8).setup()
-
-    @pytest.mark.parametrize("steps", [{"n_steps": 7}, {"test_steps": 7}, {"val_steps": 7}], ids=str)
-    def test_too_few_times(self, path, steps):
-        with pytest.raises(
-            InputError,
-            match=r"n_history 3 \+ 7 steps of roll-out need 10 "
-            r"times.*a\.hdf5 has 9",
-        ):
-            trajectory_data(path, **steps).setup()
-
-    def test_test_steps_matter_only_with_a_test_part(self, path):
-        trajectory_data(path, n_test=0, test_steps=7).setup()
-        trajectory_data(path, n_val=0, n_test=0, val_steps=7).setup()
-        trajectory_data(path, n_val=0, val_steps=7, test_steps=2).setup()
-        data = trajectory_data(path, n_steps=6)
-        data.setup()
-        assert next(iter(data.train_dataloader()))[1].shape[1] == 6
-
-    def test_stride(self, path):
-        with pytest.raises(InputError, match=r"stride 3 does not divide the grid \(8, 8\)"):
-            trajectory_data(path, stride=3).setup()
-
-    def test_uneven_times(self, tmp_path):
-        times = np.arange(T) ** 1.5
-        path = synthetic.write_well(tmp_path / "a.hdf5", {"w": WellField(WAVES)}, GRID, times, N)
-        with pytest.raises(InputError, match=r"a\.hdf5: the times are not evenly spaced"):
-            trajectory_data(path).setup()
-
-    def test_times_rounded_to_float32_are_even(self, tmp_path):
-        path = synthetic.write_well(tmp_path / "a.hdf5", {"w": WellField(WAVES)}, GRID, 0.1 * np.arange(T), N)
-        assert trajectory_data(path).description.dt == 0.1
-
-    def test_unknown_field(self, path):
-        with pytest.raises(InputError, match=r"'pressure'.*vorticity"):
-            trajectory_data(path, field="pressure").setup()
-
-    @pytest.mark.parametrize(
-        "wrong",
-        [
-            {"n_train": -1},
-            {"n_history": 0},
-            {"n_steps": 0},
-            {"batch_size": 0},
-            {"n_workers": -1},
-            {"stride": 0},
-        ],
-        ids=str,
-    )
-    def test_numbers_out_of_range(self, path, wrong):
-        name, value = next(iter(wrong.items()))
-        with pytest.raises(InputError, match=rf"{name} {value}: must be"):
-            trajectory_data(path, **wrong)
-
-    def test_loader_options(self):
-        with pytest.raises(InputError, match=r"windows 'some'"):
-            Loader(windows="some")
-        with pytest.raises(InputError, match=r"set n_workers 0"):
-            Loader(preload=True, n_workers=2)
-        with pytest.raises(InputError, match=r"preload 'gpu': must be true, false or 'device'"):
-            Loader(preload="gpu")
-        with pytest.raises(InputError, match=r"test_steps 0: must be 1"):
-            Loader(test_steps=0)
-        with pytest.raises(InputError, match=r"val_steps 0: must be 1"):
-            Loader(val_steps=0)
-
-    def test_empty_parts(self, path):
-        data = trajectory_data(path, n_train=0, n_val=0, n_test=0)
-        assert data.val_dataloader() == []
-        for part in (data.train_dataloader, data.test_dataloader, data.statistics):
-            with pytest.raises(InputError, match=r"n_(train|test) 0: there are no trajectories"):
-                part()
-
-    def test_damaged_file_is_found_at_setup(self, path):
-        with h5py.File(path, "r+") as file:
-            file["t0_fields/vorticity"][0, 0, 1, 1] = np.nan
-        with pytest.raises(InputError, match=r"nan in trajectory 0 at time index 0"):
-            trajectory_data(path).setup()
-
-    def test_window_out_of_range(self, path):
-        windows = Windows(open_trajectories(path), range(2), 3, 2)
-        assert windows[1][0].shape == (3, 1, *GRID)
-        for index in (2, -1):
-            with pytest.raises(IndexError, match=f"window {index} of 2"):
-                windows[index]
-
-
-class TestPairData:
-    @pytest.fixture
-    def paths(self, tmp_path):
-        fine = travelling_waves(10, 2, (16, 16))
-        train = synthetic.write_neuralop_darcy(tmp_path / "train.pt", WAVES[:, 0] > 0, WAVES[:, 1])
-        other = synthetic.write_neuralop_darcy(tmp_path / "test_16.pt", fine[:, 0] > 0, fine[:, 1])
-        return train, other
-
-    @both_ways
-    def test_batches(self, paths, preload):
-        data = PairData(paths[0], paths, n_train=7, n_val=3, n_test=5, batch_size=4, loader=Loader(preload=preload))
-        inputs, targets = (torch.cat(parts) for parts in zip(*data.train_dataloader(), strict=True))
-        assert inputs.shape == targets.shape == (7, 1, 1, *GRID)
-        first = torch.tensor(WAVES[:7, 1])
-        matches = (targets[:, 0] == first[:, None].transpose(0, 1)).flatten(2).all(-1)
-        assert matches.sum(0).tolist() == [1] * 7
-        for row, pair in enumerate(matches.int().argmax(1).tolist()):
-            np.testing.assert_array_equal(inputs[row, 0, 0].numpy(), WAVES[pair, 0] > 0)
-        (val,) = data.val_dataloader()
-        np.testing.assert_array_equal(val[1][:, 0, 0].numpy(), WAVES[-3:, 1])
-        coarse, fine = data.test_dataloader()
-        assert torch.cat([t for _, t in coarse]).shape == (5, 1, 1, *GRID)
-        assert torch.cat([t for _, t in fine]).shape == (5, 1, 1, 16, 16)
-
-    def test_statistics_and_description(self, paths):
-        data = PairData(*paths[:1], paths[1:], n_train=7, loader=Loader(stride=2))
-        mean, std = data.statistics()
-        assert mean.item() == pytest.approx((WAVES[:7, 0, ::2, ::2] > 0).mean(), abs=1e-6)
-        assert std.item() == pytest.approx((WAVES[:7, 0, ::2, ::2] > 0).std(), abs=1e-6)
-        mean, std = data.target_statistics()
-        assert std.item() == pytest.approx(WAVES[:7, 1, ::2, ::2].std(), abs=1e-6)
-        description = data.description
-        assert (description.fields, description.grid, description.lengths) == (("y",), (4, 4), (1.0, 1.0))
-        assert (description.dt, description.n_history, description.n_steps) == (0.0, 1, 1)
-        assert description.attributes["input_fields"] == "x"
-
-    def test_errors(self, paths, tmp_path):
-        with pytest.raises(InputError, match=r"n_train 11 \+ n_val 2 = 13 pairs.*has 12"):
-            PairData(paths[0], [], n_train=11, n_val=2).setup()
-        with pytest.raises(InputError, match=r"n_test 11: .*test_16\.pt has 10 pairs"):
-            PairData(paths[0], paths[1:], n_train=1, n_test=11).setup()
-        with pytest.raises(InputError, match=r"test_paths is empty"):
-            PairData(paths[0], [], n_train=1).test_dataloader()
-        with pytest.raises(InputError, match=r"n_train 0: there are no pairs"):
-            PairData(paths[0], [], n_train=0).train_dataloader()
-        with pytest.raises(InputError, match=r"pairs have none"):
-            PairData(paths[0], [], n_train=1, loader=Loader(windows="all"))
-        with pytest.raises(InputError, match="known_frames and field select parts of trajectories"):
-            PairData(paths[0], [], n_train=1, loader=Loader(known_frames=3))
-        burgers = synthetic.write_neuralop_burgers(tmp_path / "b.pt", travelling_waves(3, 4, (8,)))
-        with pytest.raises(InputError, match=r"train\.pt has .* on 2 axes, .*b\.pt has .* on 1"):
-            PairData(paths[0], [burgers], n_train=1).setup()
-
-    @real_data
-    def test_real_darcy_at_two_resolutions(self):
-        tests = [REAL / "darcy_test_16.pt", REAL / "darcy_test_32.pt"]
-        data = PairData(REAL / "darcy_train_16.pt", tests, n_train=900, n_val=100, loader=Loader(preload=True))
-        assert sum(len(inputs) for inputs, _ in data.train_dataloader()) == 900
-        shapes = [next(iter(loader))[1].shape for loader in data.test_dataloader()]
-        assert shapes == [(20, 1, 1, 16, 16), (20, 1, 1, 32, 32)]
