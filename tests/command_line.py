@@ -17,20 +17,14 @@ CPU = [
 ]
 
 
+def train_command(folder, out, *options, config="smoke/monarch_fno.yaml"):
+    """What follows the program's name."""
+    data = ["--data.init_args.path", str(folder)]
+    return ["train", "--config", str(CONFIGS / config), *data, "--out", str(out), *CPU, *options]
+
+
 def train(folder, out, *options, config="smoke/monarch_fno.yaml"):
-    return main(
-        [
-            "train",
-            "--config",
-            str(CONFIGS / config),
-            "--data.init_args.path",
-            str(folder),
-            "--out",
-            str(out),
-            *CPU,
-            *options,
-        ]
-    )
+    return main(train_command(folder, out, *options, config=config))
 
 
 def one_line(capsys):

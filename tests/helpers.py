@@ -14,6 +14,14 @@ needs_triton = pytest.mark.skipif(
     reason="Triton is installed on Linux x86_64 alone",
 )
 
+interpreted_wrongly = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="Triton's interpreter multiplies bfloat16 wrongly"
+)
+HALF = [
+    pytest.param(torch.float16, id="float16"),
+    pytest.param(torch.bfloat16, id="bfloat16", marks=interpreted_wrongly),
+]
+
 # Relative error allowed between a result of a dtype and its float64 reference: a few hundred roundings.
 TOLERANCE = {
     torch.float64: 1e-12,

@@ -12,7 +12,7 @@ from sciml_monarch import load
 from sciml_monarch.cli import main
 from sciml_monarch.training import check_folder
 from tests import command_line
-from tests.command_line import CONFIGS, CPU, one_line, train
+from tests.command_line import CONFIGS, one_line, train, train_command
 from tests.programs import heed_interrupts
 
 run = command_line.run  # a fixture; imported by its name, it would be unused to Ruff
@@ -169,19 +169,7 @@ def test_a_disk_that_fills_up_while_training_leaves_no_half_checkpoint(vorticity
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_an_interrupted_training_can_be_resumed(name, vorticity_folder, tmp_path):
     out = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "sciml_monarch",
-        "train",
-        "--config",
-        str(CONFIGS / "smoke/monarch_fno.yaml"),
-        "--data.init_args.path",
-        str(vorticity_folder),
-        "--out",
-        str(out),
-        *CPU,
-    ]
+    command = [sys.executable, "-m", "sciml_monarch", *train_command(vorticity_folder, out)]
     process = subprocess.Popen(
         [*command, "--trainer.max_epochs", "100000"],
         stderr=subprocess.PIPE,
@@ -257,14 +245,7 @@ def test_networks_with_complex_parameters_are_refused_in_true_half_precision(vor
         sys.executable,
         "-m",
         "sciml_monarch",
-        "train",
-        "--config",
-        str(CONFIGS / "smoke/fno.yaml"),
-        "--data.init_args.path",
-        str(vorticity_folder),
-        "--out",
-        str(tmp_path / "run"),
-        *CPU,
+        *train_command(vorticity_folder, tmp_path / "run", config="smoke/fno.yaml"),
     ]
     result = subprocess.run([*command, "--trainer.precision", "bf16-true"], capture_output=True, text=True, check=False)
     assert result.returncode == 2

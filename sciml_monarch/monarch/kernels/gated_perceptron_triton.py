@@ -6,13 +6,12 @@ import torch
 import triton
 from torch import Tensor
 
-from sciml_monarch.monarch.kernels.backend import dot_precision
 from sciml_monarch.monarch.kernels.device import device_of
 from sciml_monarch.monarch.kernels.gated_perceptron_kernels_triton import (
     gated_perceptron_gradients_kernel,
     gated_perceptron_kernel,
 )
-from sciml_monarch.monarch.kernels.pointwise import padded
+from sciml_monarch.monarch.kernels.perceptron_triton import constants
 
 
 class GatedTile(NamedTuple):
@@ -59,7 +58,7 @@ def gated_perceptron(
     with device_of(x):
         gated_perceptron_kernel[_programs(x, config),](
             x, up, up_bias, down, down_bias, x if skip is None else skip.contiguous(), out, n_points, n_samples,
-            HAS_SKIP=skip is not None, **_constants(x, down, config),
+            HAS_SKIP=skip is not None, **constants(x, down, config.points, config.warps),
         )  # fmt: skip
     return out
 
@@ -89,7 +88,7 @@ def gated_perceptron_gradients(
     sums = [x.new_empty(n_programs, *shape, dtype=torch.float32) for shape in shapes]
     with device_of(x):
         gated_perceptron_gradients_kernel[n_programs,](
-            g, x, up, up_bias, down, by_x, *sums, n_points, n_samples, **_constants(x, down, config)
+            g, x, up, up_bias, down, by_x, *sums, n_points, n_samples, **constants(x, down, config.points, config.warps)
         )
     by_up, by_up_bias, by_down, by_down_bias = (t.sum(0) for t in sums)
     return by_x, by_up, by_up_bias, by_down.mT, by_down_bias
@@ -97,19 +96,3 @@ def gated_perceptron_gradients(
 
 def _programs(x: Tensor, config: GatedTile) -> int:
     return min(config.programs, len(x) * triton.cdiv(x.shape[2], config.points))
-
-
-def _constants(x: Tensor, down: Tensor, config: GatedTile) -> dict[str, object]:
-    outputs, hidden = down.shape
-    inputs = x.shape[1]
-    return {
-        "INPUTS": inputs,
-        "HIDDEN": hidden,
-        "OUTPUTS": outputs,
-        "PRECISION": dot_precision(x.dtype),
-        "POINTS": config.points,
-        "IN": padded(inputs),
-        "MIDDLE": padded(hidden),
-        "OUT": padded(outputs),
-        "num_warps": config.warps,
-    }

@@ -47,7 +47,7 @@ def perceptron(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, config
     out = x.new_empty(n_samples, len(w2), n_points)
     with device_of(x):
         perceptron_kernel[n_samples * triton.cdiv(n_points, config.points),](
-            x, w1, b1, w2, b2, out, n_points, **_constants(x, w1, w2, config)
+            x, w1, b1, w2, b2, out, n_points, **constants(x, w2, *config)
         )
     return out
 
@@ -79,21 +79,29 @@ def perceptron_gradients(
     with device_of(x):
         perceptron_gradients_kernel[n_programs,](
             g, x, w1, w1.mT.contiguous(), b1, w2, by_x, by_w1, by_b1, by_w2, n_points, n_samples,
-            **_constants(x, w1, w2, config),
+            **constants(x, w2, *config),
         )  # fmt: skip
     return by_x, by_w1.sum(0), by_b1.sum(0), by_w2.sum(0).mT
 
 
-def _constants(x: Tensor, w1: Tensor, w2: Tensor, config: Tile) -> dict[str, object]:
-    (hidden, inputs), outputs = w1.shape, len(w2)
+def constants(x: Tensor, last: Tensor, points: int, warps: int) -> dict[str, object]:
+    """What kernels of two linear maps are compiled with.
+
+    Args:
+        x: Fields ``(b, i, n)``.
+        last: Weights of the last map, ``(o, h)``.
+        points: That a program takes at a time.
+        warps: For them.
+    """
+    inputs, (outputs, hidden) = x.shape[1], last.shape
     return {
         "INPUTS": inputs,
         "HIDDEN": hidden,
         "OUTPUTS": outputs,
         "PRECISION": dot_precision(x.dtype),
-        "POINTS": config.points,
+        "POINTS": points,
         "IN": padded(inputs),
         "MIDDLE": padded(hidden),
         "OUT": padded(outputs),
-        "num_warps": config.warps,
+        "num_warps": warps,
     }

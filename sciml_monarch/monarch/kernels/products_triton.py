@@ -33,26 +33,6 @@ def round_kernel(x, out, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def dot(a, b, acc, PRECISION: tl.constexpr):
-    """``acc + a b`` with float32 sums; of tiles with three axes, products of the last two.
-
-    ``PRECISION`` is what :func:`~sciml_monarch.monarch.kernels.backend.dot_precision` gives, or "tf32_left": TF32 where
-    ``b`` has been rounded before. The tensor cores take the left operand from registers, where it can be rounded, but
-    the right one from shared memory only: rounding it takes a way to the registers and back.
-    """
-    if PRECISION == "bf16":
-        return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
-    elif PRECISION == "native":
-        return tl.dot(a, b, acc)
-    elif PRECISION == "tf32":
-        return tl.dot(_to_tf32(a), _to_tf32(b), acc, input_precision="tf32")
-    elif PRECISION == "tf32_left":
-        return tl.dot(_to_tf32(a), b, acc, input_precision="tf32")
-    else:
-        return tl.dot(a, b, acc, input_precision=PRECISION)
-
-
-@triton.jit
 def rounded(x, PRECISION: tl.constexpr):
     """An operand of :func:`dot_rounded`: what is multiplied several times is rounded once."""
     if PRECISION == "tf32":
@@ -70,3 +50,17 @@ def dot_rounded(a, b, acc, PRECISION: tl.constexpr):
         return tl.dot(a, b, acc)
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """``acc + a b`` with float32 sums; of tiles with three axes, products of the last two.
+
+    ``PRECISION`` is what :func:`~sciml_monarch.monarch.kernels.backend.dot_precision` gives, or "tf32_left": TF32 where
+    ``b`` has been rounded before. The tensor cores take the left operand from registers, where it can be rounded, but
+    the right one from shared memory only: rounding it takes a way to the registers and back.
+    """
+    if PRECISION == "tf32_left":
+        return dot_rounded(_to_tf32(a), b, acc, "tf32")
+    else:
+        return dot_rounded(rounded(a, PRECISION), rounded(b, PRECISION), acc, PRECISION)

@@ -10,7 +10,7 @@ from sciml_monarch.monarch.kernels.backend import use_backend
 from sciml_monarch.monarch.kernels.pointwise import perceptron_asked, perceptron_fits
 from sciml_monarch.pde import pointwise
 from sciml_monarch.pde.pointwise import pointwise_mlp
-from tests.helpers import TOLERANCE, needs_triton, randn, relative_error
+from tests.helpers import HALF, TOLERANCE, needs_triton, randn, relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # batch, channels in, hidden, out, points
@@ -22,32 +22,6 @@ SHAPES = [
     (1, 64, 120, 2, 129),
     (2, 5, 40, 1, 64),
 ]
-HALF = [
-    pytest.param(torch.float16, id="float16"),
-    pytest.param(
-        torch.bfloat16,
-        id="bfloat16",
-        marks=pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter multiplies bfloat16 wrongly"),
-    ),
-]
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """What a kernel does not write is not a number."""
-
-    def with_nan(make):
-        return lambda *a, **k: make(*a, **k).fill_(float("nan"))
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", with_nan(torch.Tensor.new_empty))
-    monkeypatch.setattr(torch, "empty_like", with_nan(torch.empty_like))
-
-
-@pytest.fixture
-def precision():
-    before = torch.get_float32_matmul_precision()
-    yield torch.set_float32_matmul_precision
-    torch.set_float32_matmul_precision(before)
 
 
 def tensors(shape, dtype=torch.float32):

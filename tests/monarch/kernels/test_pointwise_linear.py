@@ -9,38 +9,11 @@ from sciml_monarch.monarch.kernels.backend import replayed, use_backend
 from sciml_monarch.monarch.kernels.pointwise import linear_asked, linear_fits
 from sciml_monarch.pde import pointwise
 from sciml_monarch.pde.pointwise import pointwise_linear
-from tests.helpers import TOLERANCE, let_the_compiler_learn_torch, needs_triton, randn, relative_error
+from tests.helpers import HALF, TOLERANCE, needs_triton, randn, relative_error
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # batch, channels in, out, points
 SHAPES = [(2, 32, 32, 300), (3, 12, 20, 70), (1, 1, 1, 1), (2, 33, 64, 65), (1, 128, 64, 129), (2, 64, 128, 64)]
-HALF = [
-    pytest.param(torch.float16, id="float16"),
-    pytest.param(
-        torch.bfloat16,
-        id="bfloat16",
-        marks=pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter multiplies bfloat16 wrongly"),
-    ),
-]
-
-
-@pytest.fixture
-def poisoned(monkeypatch):
-    """What a kernel does not write is not a number."""
-    let_the_compiler_learn_torch()
-
-    def with_nan(make):
-        return lambda *a, **k: make(*a, **k).fill_(float("nan"))
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", with_nan(torch.Tensor.new_empty))
-    monkeypatch.setattr(torch, "empty_like", with_nan(torch.empty_like))
-
-
-@pytest.fixture
-def precision():
-    before = torch.get_float32_matmul_precision()
-    yield torch.set_float32_matmul_precision
-    torch.set_float32_matmul_precision(before)
 
 
 def tensors(shape, dtype=torch.float32):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.helpers import needs_triton
+from tests.helpers import interpreted_wrongly, needs_triton
 
 pytestmark = needs_triton
 
@@ -18,10 +18,7 @@ BIAS = {"tf32x3": 1e-6, "tf32": 5e-5, "tf32_left": 5e-5, "bf16": 4e-4, "native":
         "tf32",
         "tf32_left",
         "native",
-        pytest.param(
-            "bf16",
-            marks=pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter multiplies bfloat16 wrongly"),
-        ),
+        pytest.param("bf16", marks=interpreted_wrongly),
     ],
 )
 @pytest.mark.parametrize("batch", [0, 2])

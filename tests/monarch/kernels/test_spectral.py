@@ -15,7 +15,14 @@ from sciml_monarch.monarch.kernels import spectral_reference as reference
 from sciml_monarch.monarch.kernels import transform, transform_blocked
 from sciml_monarch.monarch.kernels.backend import dot_precision, use_backend
 from sciml_monarch.monarch.kernels.spectral import spectral_analysis, spectral_synthesis
-from tests.helpers import TOLERANCE, let_the_compiler_learn_torch, needs_triton, randn, relative_error
+from tests.helpers import (
+    TOLERANCE,
+    interpreted_wrongly,
+    let_the_compiler_learn_torch,
+    needs_triton,
+    randn,
+    relative_error,
+)
 from tests.monarch.kernels import spectral_layers
 from tests.monarch.kernels.spectral_layers import BACKENDS, DEVICE, layer, tensors
 
@@ -81,15 +88,12 @@ def test_plain_torch_is_exact_in_float64(case):
         assert relative_error(a, b) < TOLERANCE[torch.float64]
 
 
-INTERPRETED_WRONGLY = pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter multiplies bfloat16 wrongly")
-
-
 @pytest.mark.parametrize(
     ("backend", "dtype"),
     [
         ("torch", torch.bfloat16),
         ("torch", torch.float16),
-        pytest.param("triton", torch.bfloat16, marks=[needs_triton, INTERPRETED_WRONGLY]),
+        pytest.param("triton", torch.bfloat16, marks=[needs_triton, interpreted_wrongly]),
         pytest.param("triton", torch.float16, marks=needs_triton),
     ],
     ids=str,
@@ -105,7 +109,7 @@ def test_half_precision_fields_with_float32_matrices(backend, dtype):
 
 
 @needs_triton
-@INTERPRETED_WRONGLY
+@interpreted_wrongly
 def test_medium_precision_rounds_operands_to_bfloat16():
     torch.set_float32_matmul_precision("medium")
     actual, expected = both(((16, 12), (6, 4), 2, 3), torch.float32, "triton")

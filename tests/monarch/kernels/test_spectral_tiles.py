@@ -48,13 +48,6 @@ def test_modes_are_padded_no_more_than_they_have_to():
     assert tiles(130) == (128, 0)  # two programs
 
 
-@pytest.fixture
-def precision():
-    before = torch.get_float32_matmul_precision()
-    yield torch.set_float32_matmul_precision
-    torch.set_float32_matmul_precision(before)
-
-
 @needs_triton
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_candidate_computes_the_same(kernel, precision):
