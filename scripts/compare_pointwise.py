@@ -5,7 +5,7 @@ What ``auto`` takes for them is decided by it. On a GPU both run as CUDA graphs:
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,12 @@ SIZES = tuple(
 ) + tuple(Size(16, n * n, 12, 0, 32) for n in (64, 256))  # a lifting
 GATED = ((20, 27), (32, 43), (48, 64), (64, 64))  # widths and hidden channels
 SIZES += tuple(Size(n, p * p, i, h, i, True) for n, p in ((50, 64), (8, 256)) for i, h in GATED)
+KINDS = ("linear", "perceptron", "gated")
+
+
+def kind_of(size: Size) -> str:
+    """One of :data:`KINDS`."""
+    return "gated" if size.gated else "perceptron" if size.hidden else "linear"
 
 
 def job(size: Size, device: torch.device) -> tuple[Callable[[], Tensor], Callable[[], Any]]:
@@ -118,7 +124,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def run(
-    out: Path = Path("results/compare_pointwise.json"), device: str = "auto", repeats: int = 50, quick: bool = False
+    out: Path = Path("results/compare_pointwise.json"),
+    device: str = "auto",
+    repeats: int = 50,
+    quick: bool = False,
+    kinds: Sequence[str] = KINDS,
 ) -> None:
     """Times every map.
 
@@ -126,17 +136,22 @@ def run(
         out: JSON file to write.
         device: "cpu" (Triton's interpreter), "cuda", "cuda:1" ...; "auto" is a GPU if there is one.
         repeats: Of each measurement.
-        quick: Two tiny sizes, to try the program.
+        quick: Three tiny sizes, to try the program.
+        kinds: Of maps: "linear", "perceptron", "gated".
 
     Raises:
-        InputError: Triton cannot run on the device.
+        InputError: Triton cannot run on the device, or there is no such kind.
     """
+    if unknown := sorted(set(kinds) - set(KINDS)):
+        raise InputError(f"there are no kinds {', '.join(unknown)}; kinds are {', '.join(KINDS)}")
     where = choose_device(device)
     if not triton_usable(torch.empty(0, device=where)):
         raise InputError("comparing maps needs Triton and a CUDA device")
     sizes = (Size(1, 20, 3, 16, 1), Size(1, 20, 3, 0, 4), Size(1, 20, 3, 4, 5, True)) if quick else SIZES
     limits = Limits(repeats, 0.3)
-    rows = [compare(size, precision, where, limits) for size in sizes for precision in PRECISIONS]
+    rows = [
+        compare(size, precision, where, limits) for size in sizes if kind_of(size) in kinds for precision in PRECISIONS
+    ]
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(provenance(where) | {"rows": rows}, indent=1))
     print(table(rows))

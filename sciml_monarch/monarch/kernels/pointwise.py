@@ -10,6 +10,7 @@ MOST_WEIGHTS = 64 * 128  # padded: what a multiprocessor holds next to a tile of
 MOST_OUTPUTS = 16  # of a perceptron
 # what `auto` takes, timed on an H200 (results/speed_h200/compare_pointwise.json), channels padded but the last ones
 TIMED_PERCEPTRONS = ((32, 128, 1), (64, 128, 1))
+TIMED_GATED = ((64, 64, 64),)
 MOST_TIMED = 64  # channels of a linear map
 MOST_GATED = 64  # channels of a gated perceptron, padded: three matrices and three of their gradients
 
@@ -35,9 +36,23 @@ def gated_fits(up: Tensor, down: Tensor) -> bool:
     return max(map(padded, (up.shape[1], *down.shape))) <= MOST_GATED
 
 
-def gated_asked() -> bool:
-    """Whether kernels of gated perceptrons were asked for: ``auto`` takes none, since none is timed yet."""
-    return backend() == "triton"
+def gated_possible() -> bool:
+    """Whether kernels of gated perceptrons were asked for, or ``auto`` may take them: in CUDA graphs, as timed."""
+    return is_replayed() if backend() == "auto" else backend() == "triton"
+
+
+def gated_asked(x: Tensor, up: Tensor, down: Tensor) -> bool:
+    """Whether kernels were asked for, or ``auto`` takes them.
+
+    Args:
+        x: Fields ``(b, i, *grid)``, or none of their samples.
+        up: ``(2 h, i)``.
+        down: ``(o, h)``.
+    """
+    if backend() != "auto":
+        return backend() == "triton"
+    sizes = padded(up.shape[1]), padded(down.shape[1]), padded(len(down))
+    return is_replayed() and x.is_cuda and x.dtype == torch.float32 and sizes in TIMED_GATED
 
 
 def wants_gated(x: Tensor, up: Tensor, down: Tensor) -> bool:
@@ -51,7 +66,7 @@ def wants_gated(x: Tensor, up: Tensor, down: Tensor) -> bool:
     Raises:
         InputError: Kernels are asked for and cannot take ``x``.
     """
-    return gated_fits(up, down) and wants_triton(x, measured_faster=gated_asked())
+    return gated_fits(up, down) and wants_triton(x, measured_faster=gated_asked(x, up, down))
 
 
 def linear_asked(x: Tensor, weight: Tensor) -> bool:
