@@ -93,6 +93,7 @@ TABLES["results/speed_h200/README.md"] = {
     "targets": partial(fast.targets, *(f"speed_h200/{kind}.json" for kind in ("spectral", "fno", "linear"))),
     "products": partial(fast.products, "speed_h200/compare_products.json"),
     "pointwise": partial(fast.pointwise, "speed_h200/compare_pointwise.json"),
+    "gated": partial(fast.pointwise, "speed_h200/compare_gated.json"),
     **{kind: partial(fast.works, f"speed_h200/{kind}.json") for kind in ("spectral", "fno", "linear", "transform")},
     "sweep": partial(fast.sweep, "speed_h200/sweep.json"),
 }

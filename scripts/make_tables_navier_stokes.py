@@ -159,14 +159,19 @@ def summary() -> str:
 
 
 def _at_other_viscosities(rows: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each of the paper's other viscosities that both networks are trained at for all epochs."""
+    """A table of the paper's other viscosities that both networks are trained at for all epochs."""
     rows = [row for row in rows if row["epochs"] == rows_table.EPOCHS]
+    networks = ("fno", "monarch_fno")
     lines = []
-    for viscosity in reversed(rows_table.VISCOSITIES[:-1]):
-        names = [f"{network}_{viscosity}" for network in ("fno", "monarch_fno")]
+    for at, viscosity in enumerate(rows_table.VISCOSITIES[:-1]):
+        names = [f"{network}_{viscosity}" for network in networks]
         if all(rows_table.errors_of(name, rows) for name in names):
-            fno, monarch = (rows_table.cell(name, rows) for name in names)
             steps = next(row["n_steps"] for row in rows if row["row"] == names[0])
-            seeds = "" if "±" in fno + monarch else ", one seed"
-            lines += ["", f"At a viscosity of {viscosity}, {steps} frames{seeds}: FNO {fno}, MonarchFNO {monarch}."]
-    return lines
+            seeds = len(rows_table.errors_of(names[0], rows))
+            published = " / ".join(f"{rows_table.PUBLISHED[network][at]:.3f}" for network in networks)
+            cells = " | ".join(rows_table.cell(name, rows) for name in names)
+            lines.append(f"| {viscosity} | {steps} | {seeds} | {cells} | {published} |")
+    if not lines:
+        return []
+    header = "| other viscosity | frames behind 10 | seeds | FNO | MonarchFNO | published |"
+    return ["", header, "|---" * 6 + "|", *lines]

@@ -126,6 +126,26 @@ def test_maps_of_channels_are_timed_both_ways(tmp_path):
         timed = [f"{step}, {way}" for step in ("forward", "forward and backward") for way in ("triton", "torch")]
         assert all(row[key] > 0 for key in timed)
     assert result.stdout.count("\n") == 2 + len(rows)
+    result = run(
+        "compare_pointwise.py", "--device", "cpu", "--quick", "true", "--kinds", "[gated, other]", "--out", out
+    )
+    assert (result.returncode, "no kinds other" in result.stderr) == (2, True), result.stderr
+
+
+def test_steps_of_rows_are_timed(tmp_path):
+    out = tmp_path / "rows.json"
+    options = "--device", "cpu", "--repeats", "1", "--quick", "true", "--out", out
+    result = run("benchmark_rows.py", *options, "--rows", "[fno_1e-5]", "--precisions", "[row, bf16]")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["row"], row["precision"], row["backend"]) for row in rows] == [
+        ("fno_1e-5", precision, backend) for precision in ("row", "bf16") for backend in ("auto", "torch")
+    ]
+    assert all(row["milliseconds"] > 0 for row in rows)
+    assert result.stdout.count("\n") == 2 + len(rows)
+    for wrong in (("--rows", "[no_row]"), ("--precisions", "[row, fp8]")):
+        result = run("benchmark_rows.py", *options, *wrong)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
 
 
 def test_on_a_cpu_the_inverse_fft_goes_an_axis_at_a_time(tmp_path):

@@ -12,9 +12,9 @@ from sciml_monarch.monarch.kernels.pointwise import wants_gated
 
 
 def gated_mlp_wanted(x: Tensor, up: Tensor, down: Tensor) -> bool:
-    """Whether :func:`gated_mlp` is to compute it; a compiler, exports and transforms see plain torch.
+    """Whether :func:`gated_mlp` is to compute it, of whose fields ``gated_asked`` is true.
 
-    What does not fit together is left to torch, which says so.
+    A compiler, exports and transforms see plain torch. What does not fit together is left to torch, which says so.
 
     Args:
         x: Fields ``(b, i, *grid)``.

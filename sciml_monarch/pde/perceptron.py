@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from sciml_monarch.monarch.kernels.backend import autocast, is_replayed
-from sciml_monarch.monarch.kernels.pointwise import gated_possible, linear_asked
+from sciml_monarch.monarch.kernels.pointwise import gated_asked, linear_asked
 from sciml_monarch.pde.gated import gated_mlp, gated_mlp_wanted
 from sciml_monarch.pde.mixing import pointwise
 from sciml_monarch.pde.pointwise import pointwise_linear, pointwise_mlp
@@ -54,7 +54,7 @@ class GatedPerceptron(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """Maps fields ``(b, in_channels, *grid)`` to ``(b, out_channels, *grid)``; ``skip`` is added to these."""
-        maps = _with_bias(self.up, self.down) if gated_possible() else None
+        maps = _with_bias(self.up, self.down) if gated_asked(x) else None
         if maps is not None:
             up, up_bias, down, down_bias = (t for m in maps for t in (m.weight[..., 0], m.bias) if t is not None)
             if gated_mlp_wanted(x, up, down):

@@ -8,10 +8,10 @@ from sciml_monarch.monarch.kernels.backend import backend, is_replayed, wants_tr
 MOST_CHANNELS = 128
 MOST_WEIGHTS = 64 * 128  # padded: what a multiprocessor holds next to a tile of fields
 MOST_OUTPUTS = 16  # of a perceptron
-# what `auto` takes, timed on an H200 (results/speed_h200/compare_pointwise.json), channels padded but the last ones
+# what `auto` takes, timed on an H200 (results/speed_h200), channels padded but the last ones
 TIMED_PERCEPTRONS = ((32, 128, 1), (64, 128, 1))
-TIMED_GATED = ((64, 64, 64),)
 MOST_TIMED = 64  # channels of a linear map
+LARGE = 2**26  # numbers of a field from which on the time counts that a GPU takes, not that to begin a kernel
 MOST_GATED = 64  # channels of a gated perceptron, padded: three matrices and three of their gradients
 
 
@@ -36,37 +36,29 @@ def gated_fits(up: Tensor, down: Tensor) -> bool:
     return max(map(padded, (up.shape[1], *down.shape))) <= MOST_GATED
 
 
-def gated_possible() -> bool:
-    """Whether kernels of gated perceptrons were asked for, or ``auto`` may take them: in CUDA graphs, as timed."""
-    return is_replayed() if backend() == "auto" else backend() == "triton"
-
-
-def gated_asked(x: Tensor, up: Tensor, down: Tensor) -> bool:
-    """Whether kernels were asked for, or ``auto`` takes them.
+def gated_asked(x: Tensor) -> bool:
+    """Whether kernels of gated perceptrons were asked for, or ``auto`` takes them, for which see :func:`linear_asked`.
 
     Args:
-        x: Fields ``(b, i, *grid)``, or none of their samples.
-        up: ``(2 h, i)``.
-        down: ``(o, h)``.
+        x: Fields ``(b, i, *grid)``.
     """
     if backend() != "auto":
         return backend() == "triton"
-    sizes = padded(up.shape[1]), padded(down.shape[1]), padded(len(down))
-    return is_replayed() and x.is_cuda and x.dtype == torch.float32 and sizes in TIMED_GATED
+    return _in_graph_or_large(x)
 
 
 def wants_gated(x: Tensor, up: Tensor, down: Tensor) -> bool:
-    """Whether a gated perceptron is computed by the kernels.
+    """Whether a gated perceptron is computed by the kernels, of whose fields :func:`gated_asked` was true.
 
     Args:
-        x: Fields ``(b, i, *grid)``, or none of their samples.
+        x: Fields ``(b, i, *grid)`` as they will be multiplied, or none of their samples.
         up: ``(2 h, i)``.
         down: ``(o, h)``.
 
     Raises:
         InputError: Kernels are asked for and cannot take ``x``.
     """
-    return gated_fits(up, down) and wants_triton(x, measured_faster=gated_asked(x, up, down))
+    return gated_fits(up, down) and wants_triton(x, measured_faster=x.dtype == torch.float32)
 
 
 def linear_asked(x: Tensor, weight: Tensor) -> bool:
@@ -81,9 +73,13 @@ def linear_asked(x: Tensor, weight: Tensor) -> bool:
     """
     if backend() != "auto":
         return backend() == "triton"
-    if not x.is_cuda or x.dtype != torch.float32 or max(map(padded, weight.shape[:2])) > MOST_TIMED:
+    if x.dtype != torch.float32 or max(map(padded, weight.shape[:2])) > MOST_TIMED:
         return False
-    return is_replayed() or (not torch.compiler.is_compiling() and x.numel() >= 2**26)
+    return _in_graph_or_large(x)
+
+
+def _in_graph_or_large(x: Tensor) -> bool:
+    return x.is_cuda and (is_replayed() or (not torch.compiler.is_compiling() and x.numel() >= LARGE))
 
 
 def perceptron_asked(x: Tensor, w1: Tensor, w2: Tensor) -> bool:
