@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import lightning as L
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Adam, Optimizer
@@ -157,14 +158,29 @@ def _refuse_another(optimizer: Optimizer, state: dict[str, Any]) -> None:
     ours, theirs = name(optimizer.param_groups), name(state["param_groups"])
     if ours != theirs:
         raise InputError(f"optimizer is {ours}, but the checkpoint was trained with {theirs}; resume as it was started")
+    # what the checkpoint has would silently take the place of what is asked for
+    for own, other in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        for what, key in (
+            ("learning rate", "initial_lr" if "initial_lr" in other else "lr"),
+            ("weight_decay", "weight_decay"),
+        ):
+            if key in own and key in other and not math.isclose(own[key], other[key], rel_tol=1e-9):
+                raise InputError(
+                    f"{what} is {own[key]:g}, but the checkpoint was trained with {other[key]:g}; resume as it was "
+                    "started"
+                )
 
 
-def refuse_other_schedule(checkpoint: dict[str, Any], options: Optimization) -> None:
-    """Refuses to go on from a training with a schedule of another kind, whose rates PyTorch would mix with ours.
+def go_on_with_schedule(checkpoint: dict[str, Any], options: Optimization, trainer: L.Trainer | None) -> None:
+    """Lets the schedule of a checkpoint go on to the end of a training, which may have another number of steps.
+
+    A cosine goes on as that of a training that was begun with as many steps: PyTorch would take it to zero at the end
+    of the first one, and up again behind it.
 
     Args:
-        checkpoint: As Lightning loads it; of one that has weights only nothing is asked.
+        checkpoint: As Lightning loads it, changed in place; of one that has weights only nothing is asked.
         options: Of the training that is to go on.
+        trainer: What trains; ``None`` or one that does not train: only the kind of the schedule is checked.
 
     Raises:
         InputError: One rises first and the other does not, or what follows differs.
@@ -177,6 +193,28 @@ def refuse_other_schedule(checkpoint: dict[str, Any], options: Optimization) -> 
         raise InputError(
             f"the schedule is {ours}, but the checkpoint was trained with {theirs[0]}; resume as it was started"
         )
+    if options.schedule == "cosine" and trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+        groups = checkpoint["optimizer_states"][0]["param_groups"]
+        _stretch(checkpoint["lr_schedulers"][0], groups, int(trainer.estimated_stepping_batches))
+
+
+def _stretch(schedule: dict[str, Any], groups: list[dict[str, Any]], steps: int) -> None:
+    """Changes the state of a cosine, and the rates it has come to, to those of a training of so many steps."""
+    cosine, warmup = schedule, 0
+    if "_schedulers" in schedule:
+        cosine, warmup = schedule["_schedulers"][1], schedule["_milestones"][0]
+    done = schedule["last_epoch"]
+    if steps - warmup == cosine["T_max"] or steps <= max(done, warmup):
+        return
+    cosine["T_max"] = steps - warmup
+    if done < warmup:
+        return
+    share = (1 + math.cos(math.pi * (done - warmup) / cosine["T_max"])) / 2
+    rates = [share * base for base in cosine["base_lrs"]]
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+    for state in (schedule, cosine):
+        state["_last_lr"] = rates
 
 
 def _kind(schedule: dict[str, Any]) -> str:

@@ -108,6 +108,8 @@ def pack(
     ]
     if not runs:
         raise InputError(f"{out}: holds no runs with checkpoints{' of these rows' if rows else ''}")
+    if missing := [row for row in rows or [] if not any(run.name.startswith(f"{row}_") for run in runs)]:
+        raise InputError(f"{out}: holds no runs with checkpoints of {', '.join(missing)}")
     _clear(target)
     manifest: dict[str, Any] = {"weights_only": weights_only, "bf16": bf16, "runs": [], "pieces": []}
     rest = b""

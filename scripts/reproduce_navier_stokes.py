@@ -21,6 +21,7 @@ on them, and it is not tested. ``rows.jsonl`` has all trainings of the folder, t
 import argparse
 import json
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from reproduce_navier_stokes_job import (
 from reproduce_navier_stokes_share import share
 from reproduce_navier_stokes_table import NAMES, seeds_of, table
 from reproduce_runner import Outcome, run_jobs, slots
-from reproduce_training import check_settings, read_config
+from reproduce_training import build, check_settings, read_config
 
 from sciml_monarch.cli import guarded
 from sciml_monarch.errors import InputError
@@ -195,6 +196,7 @@ def train(arguments: argparse.Namespace) -> None:
     stored = out / "settings.json"  # also of trainings that have no row yet
     if stored.is_file():
         check_settings(f"what {out} holds", json.loads(stored.read_text()), arguments.set)
+    check_rows([config for job, config in planned if not is_finished(out, job)])
     with replacing(stored) as temporary:
         temporary.write_text(json.dumps(arguments.set))
     wanted: dict[str, int] = {}
@@ -220,6 +222,26 @@ def train(arguments: argparse.Namespace) -> None:
     )
     if outcome.errors():
         raise InputError("; ".join(outcome.errors()))
+
+
+def check_rows(configs: list[dict[str, Any]]) -> None:
+    """Says what is misspelt before anything is simulated, if it is in the way of all rows.
+
+    Raises:
+        InputError: No row can be built; see :func:`build`.
+    """
+    problems = []
+    for config in configs:
+        config = deepcopy(config)
+        config["model"]["init_args"]["init_from"] = None  # may not be trained yet
+        try:
+            build(config)
+        except InputError as error:
+            problems.append(error)
+        else:
+            return
+    if problems:
+        raise problems[0]
 
 
 def is_finished(out: Path, job: Job) -> bool:

@@ -258,6 +258,54 @@ def test_going_on_with_another_schedule_is_refused(first, second, vorticity_fold
         train(second, 2, resume=True)
 
 
+class Rates(L.Callback):
+    """Notes that of each step."""
+
+    def __init__(self):
+        self.found = {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.found[trainer.global_step] = [group["lr"] for group in trainer.optimizers[0].param_groups]
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.1])
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_more_epochs_take_a_cosine_to_zero_at_their_end(optimizer, warmup, vorticity_folder, tmp_path):
+    def train(epochs, out, **options):
+        rates = Rates()
+        task = PDETask(monarch(), Optimization(1e-2, warmup=warmup, transform_rate=0.1, optimizer=optimizer))
+        own = CPU | {"max_epochs": epochs, "callbacks": [rates]}
+        fit(task, data(vorticity_folder), tmp_path / out, trainer_options=own, **options)
+        return rates.found
+
+    whole = train(4, "whole")  # three steps each
+    train(2, "parts")  # ends at zero
+    later = train(4, "parts", resume=True)
+    assert sorted(later) == [*range(6, 12)]
+    assert sorted(train(3, "parts", resume=True)) == []
+    for step, rates in later.items():
+        assert rates == pytest.approx(whole[step], rel=1e-6), step
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 1e-4}, "learning rate is 0.0001, but the checkpoint was trained with 0.01; resume"),
+        ({"weight_decay": 0.5}, "weight_decay is 0.5, but the checkpoint was trained with 0.1; resume"),
+    ],
+)
+def test_going_on_with_another_rate_or_decay_is_refused(schedule, change, message, vorticity_folder, tmp_path):
+    def train(epochs, change, **options):
+        own = {"learning_rate": 1e-2, "weight_decay": 0.1, "schedule": schedule} | change
+        options |= {"trainer_options": CPU | {"max_epochs": epochs}}
+        fit(PDETask(monarch(), Optimization(**own)), data(vorticity_folder), tmp_path, **options)
+
+    train(1, {})
+    with pytest.raises(InputError, match=message):
+        train(2, change, resume=True)
+
+
 @pytest.mark.parametrize("options", [{"schedule": "cosine"}, {"schedule": "constant", "warmup": 0.1}], ids=str)
 def test_rates_that_follow_all_steps_need_a_number_of_them(options, vorticity_folder, tmp_path):
     unlimited = CPU | {"max_epochs": -1, "max_time": {"seconds": 5}}

@@ -127,6 +127,15 @@ def test_a_row_that_fails_does_not_stop_the_others(program, data, tmp_path, inli
         program.train(arguments(data, tmp_path, per_gpu=0))
 
 
+def test_a_setting_that_no_row_takes_is_refused_before_anything_is_simulated(program, tmp_path, inline):
+    wrong = arguments(tmp_path / "data", tmp_path / "out", rows=["fno_1e-5"])
+    wrong.set = [*wrong.set, "data.init_args.ntrain=4"]
+    with pytest.raises(InputError, match="ntrain"):
+        program.train(wrong)
+    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "out").exists()  # what is right may be trained there
+
+
 def test_missing_sets_are_simulated_and_whole_ones_are_left(program, tmp_path, inline, capsys):
     options = {"sets": ["navier_stokes_1e-3", "navier_stokes_1e-5"], "n_trajectories": 3, "final_time": 2.0}
     small = {"simulation_resolution": 16, "resolution": 8, "seed": None, "devices": None, "time_limit": 600.0}

@@ -42,6 +42,8 @@ def test_checkpoints_in_pieces_come_back_exactly(program, pieces, trained, data,
     assert sorted(file.name for file in packed.iterdir()) == ["manifest.json", "piece_000"]
     with pytest.raises(InputError, match="holds no runs with checkpoints of these rows"):
         pieces.pack(trained, tmp_path / "none", program.ROW, rows=["no_1e-5"])
+    with pytest.raises(InputError, match=r"holds no runs with checkpoints of monarch_1e-5$"):
+        pieces.pack(trained, tmp_path / "none", program.ROW, rows=["fno_1e-5", "monarch_1e-5"])
     with pytest.raises(InputError, match=r"holds other files, or a packing that was cut short"):
         pieces.pack(trained, out, program.ROW)
 

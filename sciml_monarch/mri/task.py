@@ -20,7 +20,7 @@ from sciml_monarch.mri.description import describe
 from sciml_monarch.mri.formats.base import center_crop
 from sciml_monarch.mri.losses import Loss, compared, image_loss
 from sciml_monarch.mri.scores import Place, SliceScore, score_slices, score_volumes
-from sciml_monarch.optimization import Optimization, make_optimizer, refuse_other_schedule
+from sciml_monarch.optimization import Optimization, go_on_with_schedule, make_optimizer
 
 DEFAULT_OPTIMIZATION = Optimization()
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -266,7 +266,7 @@ class ReconTask(L.LightningModule):
         Raises:
             InputError: Schedule, network, arguments or averaging differ from those of the checkpoint.
         """
-        refuse_other_schedule(checkpoint, self.optimization)
+        go_on_with_schedule(checkpoint, self.optimization, self._trainer)
         theirs, ours = checkpoint[CHECKPOINT_KEY], recon_config(self.net)
         for key in ("net", "arguments"):
             if theirs[key] != ours[key]:

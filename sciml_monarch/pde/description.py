@@ -7,6 +7,34 @@ from typing import Any
 from sciml_monarch.errors import InputError
 from sciml_monarch.reading import Attribute
 
+# attributes of a simulated set that say how it was computed and stored, not which trajectories it holds
+RECORDS = frozenset(
+    {
+        "device",
+        "dtype",
+        "final_time",
+        "first_trajectory",
+        "first_trajectory_of_set",
+        "include_start",
+        "interval",
+        "n_trajectories_total",
+        "resolution",
+        "shard_size",
+        "simulation_resolution",
+        "solver",
+        "step",
+        "velocity_bound_growth",
+        "velocity_bound_limit",
+        "velocity_bound_start",
+        "version",
+    }
+)
+
+
+def origin(attributes: Mapping[str, Attribute]) -> dict[str, Attribute]:
+    """What of a data set's attributes says which trajectories it is a part of: equation, seed, and what is unknown."""
+    return {name: value for name, value in attributes.items() if name not in RECORDS}
+
 
 @dataclass(frozen=True)
 class Description:

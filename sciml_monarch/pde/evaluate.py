@@ -12,7 +12,7 @@ from sciml_monarch import hub, plots, report
 from sciml_monarch.devices import choose_device, device_name
 from sciml_monarch.errors import InputError
 from sciml_monarch.pde.base import n_parameters
-from sciml_monarch.pde.description import Description
+from sciml_monarch.pde.description import RECORDS, Description
 from sciml_monarch.pde.plots import field_comparison
 from sciml_monarch.pde.protocol import Protocol, make_protocol, open_fields
 from sciml_monarch.pde.readers import Trajectories
@@ -20,6 +20,7 @@ from sciml_monarch.pde.scoring import Scores, score, spectrum_of
 from sciml_monarch.pde.spectra import energy_spectrum
 from sciml_monarch.pde.surrogate import Surrogate
 from sciml_monarch.pde.symmetry import GROUPS, GroupName
+from sciml_monarch.reading import Attribute
 from sciml_monarch.version import version
 
 
@@ -114,7 +115,7 @@ def evaluate(
         trajectories.close()
     report.write_metrics(out, rows)
     averaged = "" if symmetry is None else f"; means over the isometries of {symmetry}"
-    notes = (_note(data, task, place) + averaged,)
+    notes = (_note(data, task, place) + averaged + _other_physics(networks, names, trajectories.attributes),)
     page = report.write_report(out, "Neural PDE solvers on unseen trajectories", rows, pictures, notes)
     console.print(notes[0], highlight=False)
     console.print(report.terminal_table(rows))
@@ -206,6 +207,19 @@ def _note(data: Path, task: Protocol, device: torch.device) -> str:
         f"{task.dt:g} s behind {task.first} known frames; "
         f"free roll-out of {task.n_free} steps; device: {device_name(device)}"
     )
+
+
+def _other_physics(
+    networks: Mapping[Path, Surrogate], names: Mapping[Path, str], attributes: Mapping[str, Attribute]
+) -> str:
+    """What the data has other values of than that of the networks' trainings: their errors are then of another task."""
+    found = []
+    for path, network in networks.items():
+        theirs = network.description.attributes
+        for name in sorted(theirs.keys() & attributes.keys() - RECORDS - {"dataset_name", "seed"}):
+            if theirs[name] != attributes[name]:
+                found.append(f"; {names[path]} was trained with {name} {theirs[name]}, tested with {attributes[name]}")
+    return "".join(found)
 
 
 def _pictures(

@@ -179,10 +179,8 @@ def _read_history(
     """Frames that the network sees ``(n_history, field, *grid)``, time of the first, domain lengths."""
     n_history = description.n_history
     if source.suffix == ".npy":
-        frames = _read_array(checkpoint, description, source)
+        frames = _read_array(checkpoint, description, source, index)
         _check_frames(source, len(frames), n_history, start)
-        if index:
-            raise InputError(f"index is {index}, but {source} holds one trajectory; leave it at 0")
         history = torch.from_numpy(np.array(frames[start : start + n_history], dtype=np.float32))
         if not history.isfinite().all():
             raise InputError(f"{source}: holds values that are not finite numbers")
@@ -204,13 +202,23 @@ def _check_frames(source: Path, n_frames: int, n_history: int, start: int) -> No
         raise InputError(f"{source}: has {n_frames} frames, but the network needs {n_history}, from frame {start} on")
 
 
-def _read_array(checkpoint: Path, description: Description, source: Path) -> np.ndarray:
-    """``(time, *grid)`` or ``(time, field, *grid)`` to the latter, mapped into memory."""
+def _read_array(checkpoint: Path, description: Description, source: Path, index: int) -> np.ndarray:
+    """A trajectory ``(time, field, *grid)``, mapped into memory, of an array with these axes, or without fields.
+
+    Of one field also of several trajectories ``(N, time, *grid)``, which data to train on is.
+    """
     try:
         frames = np.load(source, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{source}: not a NumPy array that can be read: {error}") from None
     n_axes, n_fields = len(description.grid), len(description.fields)
+    several = n_fields == 1 and frames.ndim == n_axes + 2 and frames.shape[1] != 1
+    if index and not several:
+        raise InputError(f"index is {index}, but {source} holds one trajectory; leave it at 0")
+    if several:
+        if not 0 <= index < len(frames):
+            raise InputError(f"index is {index}, but {source} has {len(frames)} trajectories, from 0 on")
+        frames = frames[index]
     if frames.ndim == n_axes + 1 and n_fields == 1:
         frames = frames[:, None]
     if frames.ndim != n_axes + 2 or frames.shape[1] != n_fields or frames.dtype.kind not in "fiu":

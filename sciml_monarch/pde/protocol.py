@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde.description import Description
+from sciml_monarch.pde.description import Description, origin
 from sciml_monarch.pde.readers import Trajectories, open_trajectories
 from sciml_monarch.pde.surrogate import Surrogate
 
@@ -92,8 +92,8 @@ def make_protocol(
         raise InputError(f"n_test is {n_test}, but {data.path} has {data.n_trajectories} trajectories")
     if n_test > unseen[fewest] or n_test == 0:
         raise InputError(
-            f"{fewest}: training on {data.path} left its last {unseen[fewest]} trajectories for the test; "
-            f"n_test {n_test} would test on what the network has seen"
+            f"{fewest}: training on the trajectories of {data.path} left its last {unseen[fewest]} trajectories for "
+            f"the test; n_test {n_test} would test on what the network has seen"
         )
     descriptions = [network.description for network in networks.values()]
     tested = {d.n_test_steps for d in descriptions}
@@ -129,9 +129,23 @@ def make_protocol(
 
 
 def _n_unseen(description: Description, data: Trajectories) -> int:
-    """How many of the last trajectories a network has not seen: all, unless it was trained on this data."""
-    same = description.attributes == data.attributes and description.split.get("n_trajectories") == data.n_trajectories
-    return description.split["n_test"] if same else data.n_trajectories
+    """How many of the last trajectories a network has not seen: all, unless it was trained on this data.
+
+    A simulation draws each trajectory from the set's seed and its number in the set, on every grid and machine. Other
+    data is taken for that of the training if attributes and number of trajectories are equal.
+    """
+    if origin(description.attributes) != origin(data.attributes) or "n_trajectories" not in description.split:
+        return data.n_trajectories
+    n_trained = description.split["n_trajectories"] - description.split["n_test"]
+    first, their_first = (a.get("first_trajectory_of_set") for a in (description.attributes, data.attributes))
+    if isinstance(first, int) and isinstance(their_first, int):
+        end = their_first + data.n_trajectories
+        return data.n_trajectories if end <= first else min(max(0, end - first - n_trained), data.n_trajectories)
+    return (
+        description.split["n_test"]
+        if description.split["n_trajectories"] == data.n_trajectories
+        else data.n_trajectories
+    )
 
 
 def open_fields(path: Path, wanted: Set[tuple[str, ...]]) -> Trajectories:

@@ -171,14 +171,16 @@ class Surrogate(nn.Module):
 
         Args:
             history: ``(b, n_history, c, *grid)`` in physical units, on any grid that the network accepts.
-            n_steps: Frames to predict.
+            n_steps: Frames to predict, 1 or more.
 
         Returns:
             ``(b, n_steps, c, *grid)`` in physical units.
 
         Raises:
-            InputError: The history does not fit the network.
+            InputError: The history does not fit the network, or there are no frames to predict.
         """
+        if n_steps < 1:
+            raise InputError(f"n_steps is {n_steps}; it must be at least 1")
         if history.shape[1] * history.shape[2] != self.net.in_channels:
             raise InputError(
                 f"the network takes {self.net.in_channels} channels, but the history has {history.shape[1]} frames "

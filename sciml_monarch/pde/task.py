@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -16,10 +17,10 @@ from sciml_monarch import optimization
 from sciml_monarch.errors import DivergedError, InputError
 from sciml_monarch.hub import CHECKPOINT_KEY, load_surrogate, surrogate_config
 from sciml_monarch.monarch.structure import follow_state_dicts
-from sciml_monarch.optimization import make_optimizer, refuse_other_schedule
+from sciml_monarch.optimization import go_on_with_schedule, make_optimizer
 from sciml_monarch.pde.base import Operator
 from sciml_monarch.pde.data import PairData, TrajectoryData
-from sciml_monarch.pde.description import Description
+from sciml_monarch.pde.description import Description, origin
 from sciml_monarch.pde.graph import GraphedLoss
 from sciml_monarch.pde.metrics import relative_l2, relative_l2_per_step
 from sciml_monarch.pde.precision import MatmulPrecision, ProductPrecision
@@ -324,13 +325,39 @@ class PDETask(L.LightningModule):
         """The optimizer, with a parameter group without weight decay for the transform factors."""
         return make_optimizer(self, self.surrogate.net.transform_parameters(), self.optimization)
 
+    def _refuse_other_data(self, theirs: Description) -> None:
+        """Refuses to go on with other data than a training was started with, whose normalisation it would keep."""
+        ours = self.surrogate.description
+        found: dict[str, tuple[Any, Any]] = {
+            name: (getattr(theirs, name), getattr(ours, name))
+            for name in ("fields", "units", "grid", "lengths", "dt", "n_history", "n_steps")
+        }
+        both = (theirs.attributes, ours.attributes)
+        found["attributes"] = origin(both[0]), origin(both[1])
+        first = "first_trajectory_of_set"
+        found[first] = both[0].get(first), both[1].get(first)
+        known = theirs.split.keys() & ours.split.keys()  # some came later
+        found["split"] = {k: theirs.split[k] for k in known}, {k: ours.split[k] for k in known}
+        for name, (their, our) in found.items():
+            if isinstance(their, dict) and isinstance(our, dict):
+                different = [k for k in their.keys() | our.keys() if their.get(k) != our.get(k)]
+                their, our = ({k: side.get(k) for k in sorted(different)} for side in (their, our))
+            if their != our:
+                raise InputError(
+                    f"the checkpoint was trained on data with {name} {their}, but this has {our}; resume as it was "
+                    "started"
+                )
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on from a checkpoint of another network or schedule, or with averaging or increments changed.
+        """Refuses to go on as another training than was started.
 
         Raises:
-            InputError: Schedule, network, arguments, averaging or ``increment`` differ from those of the checkpoint.
+            InputError: Schedule, data, network, arguments, averaging or ``increment`` differ from those of the
+                checkpoint.
         """
-        refuse_other_schedule(checkpoint, self.optimization)
+        go_on_with_schedule(checkpoint, self.optimization, self._trainer)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._refuse_other_data(Description.from_dict(checkpoint[CHECKPOINT_KEY]["description"]))
         theirs, ours = checkpoint[CHECKPOINT_KEY], surrogate_config(self.surrogate)
         known = {name: p.default for name, p in inspect.signature(type(self.network)).parameters.items()}
         later = {name: known.get(name) for name in ours["arguments"].keys() - theirs["arguments"].keys()}

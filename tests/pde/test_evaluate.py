@@ -91,6 +91,20 @@ def test_several_fields_have_a_picture_each(tmp_path):
     assert found.rows[0]["relative_l2_standard_error"] is None
 
 
+def test_data_of_other_parameters_is_said_to_be_so(data, tmp_path, capsys):
+    nets = {
+        name: save(
+            network(FNO(2, 1, 4, (4, 4), n_layers=1), attributes={"viscosity": value, "seed": 3}), tmp_path / name
+        )
+        for name, value in (("same", 1e-3), ("other", 1e-4))
+    }
+    evaluate([*nets.values()], data, tmp_path / "out", n_test=1, device="cpu")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "; FNO (other) was trained with viscosity 0.0001, tested with 0.001" in shown
+    assert shown.count("was trained with") == 1
+    assert "was trained with" in (tmp_path / "out/report.html").read_text()
+
+
 def test_a_network_that_is_not_finite_is_reported_as_such(data, tmp_path):
     net = FNO(2, 1, 4, (4, 4), n_layers=1)
     with torch.no_grad():

@@ -158,15 +158,28 @@ def test_existing_files_are_kept_without_force(checkpoint, start, tmp_path):
         assert film.n_frames == 4
 
 
+def test_an_array_of_several_trajectories_is_numbered_as_in_a_training(checkpoint, start, tmp_path):
+    frames = np.load(start)
+    np.save(tmp_path / "several.npy", np.stack([frames[::-1], frames]))
+    options = {"steps": 2, "device": "cpu"}
+    files = predict(checkpoint, start, out=tmp_path / "one.hdf5", **options)
+    again = predict(checkpoint, tmp_path / "several.npy", out=tmp_path / "several.hdf5", index=1, **options)
+    found = [open_trajectories(file).read(0, 0, 2) for file in (files[0], again[0])]
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+    with pytest.raises(InputError, match=r"index is 2, but .* has 2 trajectories, from 0 on"):
+        predict(checkpoint, tmp_path / "several.npy", out=tmp_path / "no.hdf5", index=2, **options)
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
         (np.zeros((2, 16, 16)), r"bad\.npy: has 2 frames, but the network needs 3"),
         (np.zeros((16, 16)), r"bad\.npy: holds an array of float64 of the shape \(16, 16\), but .*fno needs"),
         (
-            np.zeros((3, 2, 16, 16)),
-            r"shape \(3, 2, 16, 16\), but .*needs numbers \(time, 1 fields, 2 grid axes\)",
+            np.zeros((3, 2, 1, 16, 16)),
+            r"shape \(3, 2, 1, 16, 16\), but .*needs numbers \(time, 1 fields, 2 grid axes\)",
         ),
+        (np.zeros((3, 2, 16, 16)), "has 2 frames, but the network needs 3"),
         (np.zeros((3, 16, 16), dtype=complex), "array of complex128"),
         (np.full((3, 16, 16), np.nan), "values that are not finite"),
         (np.array([{}, {}, {}]), "not a NumPy array that can be read"),

@@ -42,6 +42,8 @@ def test_mismatches_are_refused():
         surrogate.set_normalization(two, 0 * two, two, two)
     with pytest.raises(InputError, match="history has 2 frames"):
         surrogate.rollout(torch.randn(1, 2, 2, 16), 1)
+    with pytest.raises(InputError, match="n_steps is 0; it must be at least 1"):
+        surrogate.rollout(torch.randn(1, 3, 2, 16), 0)
     with pytest.raises(InputError, match="no description"):
         _ = Surrogate(net).description
 

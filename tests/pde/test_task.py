@@ -270,6 +270,38 @@ def test_checkpoint_of_another_network_is_refused_on_resume(vorticity_folder, tm
         fit(other, data(vorticity_folder), tmp_path, resume=True, trainer_options=options | {"max_epochs": 2})
 
 
+def test_going_on_with_other_data_is_refused(vorticity_folder, tmp_path):
+    """But not with the same that another machine has simulated."""
+    from sciml_monarch.pde.simulate import simulate
+
+    def train(source, epochs=2, **options):
+        fit(PDETask(monarch()), source, tmp_path, trainer_options=CPU | {"max_epochs": epochs}, **options)
+
+    def simulated(name, **options):
+        own = {"viscosity": 1e-3, "n_trajectories": 10, "simulation_resolution": 32, "resolution": 16}
+        simulate(out=tmp_path / name, final_time=6.0, **own | options)
+        return data(tmp_path / name)
+
+    def changed(name, value):
+        source = data(vorticity_folder)
+        setattr(source, name, value)
+        return source
+
+    train(data(vorticity_folder), 1)
+    for source, message in (
+        (simulated("other", viscosity=1e-4), "with attributes .*'viscosity': 0.001.*, but this has .*0.0001"),
+        (simulated("seed", seed=1), "with attributes {'seed': 0}, but this has {'seed': 1}"),
+        (changed("n_steps", 2), "with n_steps 3, but this has 2"),
+        (changed("n_test", 1), "with split {'n_test': 2}, but this has {'n_test': 1}"),
+    ):
+        with pytest.raises(InputError, match=f"the checkpoint was trained on data {message}"):
+            train(source, resume=True)
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    state[CHECKPOINT_KEY]["description"]["attributes"] |= {"device": "another", "version": "another"}
+    torch.save(state, tmp_path / LAST)
+    train(data(vorticity_folder), resume=True)
+
+
 @pytest.mark.parametrize("refused", [False, True])
 def test_a_checkpoint_from_before_an_argument_is_of_a_network_that_has_its_default(refused, vorticity_folder, tmp_path):
     options = CPU | {"max_epochs": 1}
