@@ -62,6 +62,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "speed_cpu": partial(fast.works, "benchmark_cpu.json"),
         "speed_h200_thin": partial(fast.works, "speed_h200_thin/first.json"),
         "inverse_ffts": inverse_ffts,
+        "channel_maps": partial(fast.channel_maps, "compare_channel_maps_cpu.json"),
     },
     "docs/guide/speed.md": {"sweep_cpu": partial(fast.sweep, "benchmark_cpu.json")},
     "results/mri_few_slices/README.md": {

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from compare_channel_maps import table as channel_maps_table
 from compare_pointwise import table as pointwise_table
 from compare_products import table as products_table
 
@@ -173,6 +174,11 @@ def _ours(target: Target, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]
 def pointwise(file: str) -> str:
     """Maps of channels by their kernels and by torch."""
     return pointwise_table(json.loads((RESULTS / file).read_text())["rows"])
+
+
+def channel_maps(file: str) -> str:
+    """Monarch maps of channels by their factors, multiplied out, and dense ones."""
+    return channel_maps_table(json.loads((RESULTS / file).read_text())["rows"])
 
 
 def products(file: str) -> str:

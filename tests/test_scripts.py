@@ -132,6 +132,17 @@ def test_maps_of_channels_are_timed_both_ways(tmp_path):
     assert (result.returncode, "no kinds other" in result.stderr) == (2, True), result.stderr
 
 
+def test_ways_to_map_channels_are_timed(tmp_path):
+    out = tmp_path / "maps.json"
+    result = run("compare_channel_maps.py", "--device", "cpu", "--repeats", "1", "--quick", "true", "--out", out)
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads(out.read_text())["rows"]
+    assert all(
+        row[f"{step}, {way}"] > 0 for step in ("forward", "forward and backward") for way in ("factors", "matrix")
+    )
+    assert result.stdout.count("\n") == 3
+
+
 def test_steps_of_rows_are_timed(tmp_path):
     out = tmp_path / "rows.json"
     options = "--device", "cpu", "--repeats", "1", "--quick", "true", "--out", out

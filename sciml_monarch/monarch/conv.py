@@ -6,9 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from sciml_monarch.errors import InputError
+from sciml_monarch.monarch.hooks import is_only
+from sciml_monarch.monarch.kernels.backend import backend, without_autocast
 from sciml_monarch.monarch.linear import MonarchLinear
 
 _CONV: dict[int, Callable[..., nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+# channels, and points, of which a matrix is multiplied out: results/compare_channel_maps_cpu.json
+MOST_MULTIPLIED, FEWEST_POINTS = 512, 1024
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -72,6 +76,26 @@ class MonarchConv1x1(nn.Module):
         conv.bias = dense.bias
         return conv.train(self.training)
 
+    def matrix(self, n_points: int) -> Tensor | None:
+        """The matrix, multiplied out, where a product with it is the faster way; gradients flow to the factors.
+
+        Channels lie far apart in memory. To be multiplied with blocks they are brought together, and back, which takes
+        longer than all the products of a few hundred channels.
+
+        Args:
+            n_points: Of all samples.
+
+        Returns:
+            ``(out_channels, in_channels)``; ``None`` of many channels or few points, or where the call of the linear
+            layer does more than to multiply.
+        """
+        many = max(self.in_channels, self.out_channels) > MOST_MULTIPLIED
+        few = not torch.compiler.is_compiling() and n_points < FEWEST_POINTS
+        if many or few or not is_only(self.linear, MonarchLinear, "w1"):
+            return None
+        with without_autocast(self.linear.w1):  # which would round the factors and their product
+            return self.linear.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps the channels of each point.
 
@@ -96,6 +120,11 @@ class MonarchConv1x1(nn.Module):
         if any(n > 1 for n in self.stride):
             for axis, n in enumerate(self.stride, -d):
                 x = x.index_select(axis, torch.arange(0, x.shape[axis], n, device=x.device)) if n > 1 else x
+        matrix = self.matrix(x.numel() // self.in_channels) if backend() != "triton" else None
+        if matrix is not None and x.is_contiguous():
+            grid = x.shape[-d:]
+            fields = x.reshape(-1, self.in_channels, grid.numel())
+            return _mapped(matrix, self.linear.bias, fields).view(*x.shape[: -d - 1], self.out_channels, *grid)
         y = self.linear(x.movedim(-d - 1, -1)).movedim(-1, -d - 1)
         # torch's convolutions keep the memory format, and code behind them may rely on it (``view``)
         last = _CHANNELS_LAST.get(x.ndim if x.ndim == d + 2 else 0)
@@ -106,6 +135,17 @@ class MonarchConv1x1(nn.Module):
     def extra_repr(self) -> str:
         """Describes the layer for ``print``."""
         return f"stride={self.stride}, padding={self.padding}"
+
+
+def _mapped(matrix: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """``(o, i)`` times each of ``(b, i, n)``, and a bias ``(o,)``."""
+    each = matrix.expand(x.shape[0], -1, -1)  # not its length: exports keep that as a number
+    if bias is None:
+        return torch.bmm(each, x)
+    if torch.is_autocast_enabled(x.device.type):  # not the bias: its gradient is a sum that half precision cannot hold
+        y = torch.bmm(each, x)
+        return (y + bias[:, None]).to(y.dtype)
+    return torch.baddbmm(bias[:, None], each, x)
 
 
 class MonarchConv1D(nn.Module):

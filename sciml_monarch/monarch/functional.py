@@ -97,8 +97,16 @@ def to_dense(factors: Factors) -> Tensor:
     Raises:
         InputError: If the factors do not fit each other (not checked while compiling).
     """
-    k, _, p = factors.w1.shape[-3:]
-    return select_columns(factors, torch.arange(k * p, device=factors.w1.device))
+    w1, w2 = factors
+    k, q, p = w1.shape[-3:]
+    l = w2.shape[-3]
+    if q % l:
+        return select_columns(factors, torch.arange(k * p, device=w1.device))
+    if not torch.compiler.is_compiling():
+        _check_factors(factors)
+    # inner coordinates are dealt to the sub-blocks in turn: each has as many, of which it is a product
+    sub_blocks = torch.einsum("...lskj,...kjlp->...slkp", w2.unflatten(-1, (k, q // l)), w1.unflatten(-2, (q // l, l)))
+    return sub_blocks.flatten(-4, -3).flatten(-2)
 
 
 def select_columns(factors: Factors, columns: Tensor) -> Tensor:

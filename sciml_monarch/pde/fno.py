@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from sciml_monarch.errors import InputError
+from sciml_monarch.monarch.hooks import is_only
 from sciml_monarch.monarch.kernels.spectral_layout import Activation
 from sciml_monarch.pde.base import Operator, Prepared
 from sciml_monarch.pde.mixing import ChannelMLP, Mixing, mixing_options, pointwise
-from sciml_monarch.pde.perceptron import apply_linear, apply_perceptron, is_only, is_plain_map, perceptron
+from sciml_monarch.pde.perceptron import apply_linear, apply_perceptron, matrix_of, perceptron
 from sciml_monarch.pde.pointwise import pointwise_linear
 from sciml_monarch.pde.positions import coordinates
 from sciml_monarch.pde.resample import Interpolation
@@ -254,8 +255,9 @@ class MonarchFNO(Operator):
         inner = x.shape[2:]
         source = None  # the fields whose GELU x is: kept for the backward pass in place of x
         for i, (conv, skip) in enumerate(zip(self.convs, self.skips, strict=True)):
-            if is_plain_map(skip) and skip.bias is None:
-                shortcut = pointwise_linear(x, skip.weight[..., 0], source)
+            map_ = matrix_of(skip, x)
+            if map_ is not None and map_[1] is None:
+                shortcut = pointwise_linear(x, map_[0], source)
             else:
                 shortcut = skip(x.flatten(2)).unflatten(2, inner)
             matrices = prepared[i * per_layer : (i + 1) * per_layer]

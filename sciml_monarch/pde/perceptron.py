@@ -5,6 +5,8 @@ from typing import TypeGuard
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from sciml_monarch.monarch.conv import MonarchConv1x1
+from sciml_monarch.monarch.hooks import is_only, is_watched
 from sciml_monarch.monarch.kernels.backend import autocast, is_replayed
 from sciml_monarch.monarch.kernels.pointwise import gated_asked, linear_asked
 from sciml_monarch.pde.gated import gated_mlp, gated_mlp_wanted
@@ -54,11 +56,9 @@ class GatedPerceptron(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """Maps fields ``(b, in_channels, *grid)`` to ``(b, out_channels, *grid)``; ``skip`` is added to these."""
-        maps = _with_bias(self.up, self.down) if gated_asked(x) else None
-        if maps is not None:
-            up, up_bias, down, down_bias = (t for m in maps for t in (m.weight[..., 0], m.bias) if t is not None)
-            if gated_mlp_wanted(x, up, down):
-                return gated_mlp(x, up, up_bias, down, down_bias, skip=skip)
+        maps = _with_bias(self.up, self.down, x) if gated_asked(x) else None
+        if maps is not None and gated_mlp_wanted(x, maps[0], maps[2]):
+            return gated_mlp(x, *maps, skip=skip)
         value, gate = apply_linear(self.up, x).chunk(2, 1)
         found = apply_linear(self.down, value * gelu(gate))
         return found if skip is None else skip + found
@@ -66,21 +66,16 @@ class GatedPerceptron(nn.Module):
 
 def apply_gated(module: GatedPerceptron, x: Tensor, skip: Tensor | None) -> Tensor:
     """Applies one to fields ``(b, channels, *grid)`` and adds others, in one where its call does nothing else."""
-    if type(module) is GatedPerceptron and not _is_watched(module):
+    if type(module) is GatedPerceptron and not is_watched(module):
         return module(x, skip)
     y = apply_perceptron(module, x)
     return y if skip is None else skip + y
 
 
 def apply_perceptron(module: nn.Module, x: Tensor) -> Tensor:
-    """Applies such maps to fields ``(b, channels, *grid)``; two dense ones without keeping the hidden channels."""
-    layers = _dense(module)
-    if layers is None:
-        return module(x.flatten(2)).unflatten(2, x.shape[2:])
-    first, last = layers
-    assert first.bias is not None  # as such a perceptron has
-    assert last.bias is not None
-    return pointwise_mlp(x, first.weight[..., 0], first.bias, last.weight[..., 0], last.bias)
+    """Applies such maps to fields ``(b, channels, *grid)``; two matrices without keeping the hidden channels."""
+    maps = _matrices(module, x)
+    return module(x.flatten(2)).unflatten(2, x.shape[2:]) if maps is None else pointwise_mlp(x, *maps)
 
 
 def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
@@ -89,24 +84,32 @@ def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
     In CUDA graphs its gradients are never those of the convolution that it is: cuDNN's of the weight takes several
     times as long as products do.
     """
-    if is_plain_map(module) and (is_replayed() or linear_asked(autocast(x), module.weight)):
-        return pointwise_linear(x, module.weight[..., 0], bias=module.bias)
+    if isinstance(module, MonarchConv1x1 | nn.Conv1d):
+        channels = module.out_channels, module.in_channels
+        asked = is_replayed() or linear_asked(autocast(x), channels)
+        map_ = matrix_of(module, x) if asked else None
+        if map_ is not None:
+            return pointwise_linear(x, map_[0], bias=map_[1])
     return module(x.flatten(2)).unflatten(2, x.shape[2:])
 
 
-def is_only(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling a module does what its class does and nothing else, so that another way may be taken.
+def matrix_of(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """The matrix ``(o, i)`` and bias of a linear map of the channels at every point, dense or Monarch.
 
-    Subclasses, parametrised modules (which are subclasses), hooks, weights that a hook computes, and a ``forward`` of
-    the object's own are what the call is for.
+    Args:
+        module: The map.
+        x: Fields ``(b, .., *grid)``, with as many points as those that it is to be applied to.
+
+    Returns:
+        ``None`` where the module's call does more, or where it takes less time than a product with its matrix.
     """
-    return type(module) is kind and "weight" in module._parameters and not _is_watched(module)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether a call of a module runs more, or other, than its class' ``forward``."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return "forward" in module.__dict__ or any(hooks)
+    if is_plain_map(module):
+        return module.weight[..., 0], module.bias
+    if not isinstance(module, MonarchConv1x1) or not is_only(module, MonarchConv1x1, None):
+        return None
+    fits = module.stride == (1,) and module.padding == (0,)
+    matrix = module.matrix(x.numel() // max(1, x.shape[1])) if fits else None
+    return None if matrix is None else (matrix, module.linear.bias)
 
 
 def is_plain_map(module: nn.Module) -> TypeGuard[nn.Conv1d]:
@@ -116,19 +119,20 @@ def is_plain_map(module: nn.Module) -> TypeGuard[nn.Conv1d]:
     return module.kernel_size == module.stride == (1,) and module.groups == 1 and module.padding in ((0,), "valid")
 
 
-def _dense(module: nn.Module) -> tuple[nn.Conv1d, nn.Conv1d] | None:
-    """The two linear maps of a module that is these and a GELU between them, and may be computed as such."""
+def _matrices(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Those of the two linear maps of a module that is these and a GELU between them, and may be computed as such."""
     if type(module) is not nn.Sequential or len(module) != 3:
         return None
     first, activation, last = module
     exact = type(activation) is nn.GELU and activation.approximate == "none"
-    if not exact or _is_watched(module) or _is_watched(activation):
+    if not exact or is_watched(module) or is_watched(activation):
         return None
-    return _with_bias(first, last)
+    return _with_bias(first, last, x)
 
 
-def _with_bias(first: nn.Module, last: nn.Module) -> tuple[nn.Conv1d, nn.Conv1d] | None:
-    """The two modules if both are linear maps with a bias and may be computed as such."""
-    if not is_plain_map(first) or not is_plain_map(last) or first.bias is None or last.bias is None:
+def _with_bias(first: nn.Module, last: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    """Matrix and bias of one map, and of another, if both are linear maps with a bias and may be computed as such."""
+    one, other = matrix_of(first, x), matrix_of(last, x)
+    if one is None or other is None or one[1] is None or other[1] is None:
         return None
-    return first, last
+    return one[0], one[1], other[0], other[1]

@@ -39,7 +39,7 @@ def pointwise_linear(x: Tensor, weight: Tensor, source: Tensor | None = None, bi
         return _map(weight, x, bias).unflatten(2, grid)
     source = None if source is None else autocast(source).flatten(2)
     linear = _linear if torch.compiler.is_compiling() else _Linear.apply
-    return linear(x, weight, source, bias, linear_asked(x, weight)).unflatten(2, grid)
+    return linear(x, weight, source, bias, linear_asked(x, weight.shape)).unflatten(2, grid)
 
 
 def pointwise_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch import nn
 
 from sciml_monarch import InputError
 from sciml_monarch.monarch import MonarchConv1D, MonarchConv1x1, MonarchLinear
+from sciml_monarch.monarch.conv import FEWEST_POINTS, MOST_MULTIPLIED
 from sciml_monarch.monarch.layers import to_dense_layer, to_monarch
 from tests.helpers import TOLERANCE, randn, relative_error
 from tests.monarch.layers import Conv1D
@@ -78,6 +79,66 @@ def test_convolution_exports():
     program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     x = torch.randn(3, 8, 6, 6)
     torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def by_factors(layer, x):
+    d = len(layer.stride)
+    return layer.linear(x.movedim(-d - 1, -1)).movedim(-1, -d - 1)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often a Monarch matrix was applied by its factors."""
+    seen = []
+    forward = MonarchLinear.forward
+    monkeypatch.setattr(MonarchLinear, "forward", lambda self, x: (seen.append(1), forward(self, x))[1])
+    return seen
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 6, FEWEST_POINTS), (3, 6, 20, 20), (6, 12, 12, 12), (2, 6, 8, 8, 8)], ids=str)
+def test_of_many_points_the_matrix_is_multiplied_out(shape, bias, calls):
+    n_dim = len(shape) - 1 if shape[0] == 6 else len(shape) - 2
+    layer = MonarchConv1x1(MonarchLinear(6, 10, bias, blocks=2, dtype=torch.float64), (1,) * n_dim)
+    x, g = randn(*shape).requires_grad_(), randn(*shape[: -n_dim - 1], 10, *shape[-n_dim:])
+    leaves = [x, *layer.parameters()]
+    found, wanted = layer(x), by_factors(layer, x)
+    assert calls == [1]  # by the reference
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    for ours, theirs in zip(*(torch.autograd.grad(y, leaves, g) for y in (found, wanted)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+def test_the_factors_are_applied_where_that_is_faster_or_more_is_done(calls):
+    def layer(channels=8):
+        return MonarchConv1x1(MonarchLinear(channels, channels, blocks=2), (1,))
+
+    few, many = torch.randn(1, 8, FEWEST_POINTS - 1), torch.randn(1, 8, FEWEST_POINTS)
+    layer()(few)
+    layer(MOST_MULTIPLIED + 2)(torch.randn(1, MOST_MULTIPLIED + 2, FEWEST_POINTS))
+    assert len(calls) == 2
+    watched = layer()
+    watched.linear.register_forward_hook(lambda module, inputs, output: 2 * output)
+    torch.testing.assert_close(watched(many), 2 * watched.linear.forward(many.mT).mT)
+    assert len(calls) == 4
+    layer()(many)
+    assert len(calls) == 4
+    assert layer()(many[:0]).shape == (0, 8, FEWEST_POINTS)
+
+
+def test_under_autocast_factors_are_rounded_once_and_the_bias_not_at_all():
+    layer = MonarchConv1x1(MonarchLinear(8, 8, blocks=2), (1,))
+    x = torch.randn(4, 8, FEWEST_POINTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    with torch.no_grad():
+        matrix = layer.linear.weight.bfloat16().float()
+        exact = matrix @ x.bfloat16().float() + layer.linear.bias[:, None]
+    assert relative_error(y, exact) < TOLERANCE[torch.bfloat16]
+    (found,) = torch.autograd.grad(y, layer.linear.bias, torch.ones_like(y))
+    assert torch.equal(found, torch.full((8,), 4.0 * FEWEST_POINTS))
 
 
 def test_bad_input_is_named():

@@ -5,9 +5,10 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.functional import conv1d, gelu
 
+from sciml_monarch.monarch import MonarchConv1x1
 from sciml_monarch.monarch.kernels.backend import replayed
+from sciml_monarch.pde import mixing, pointwise
 from sciml_monarch.pde import perceptron as perceptrons
-from sciml_monarch.pde import pointwise
 from sciml_monarch.pde.pointwise import pointwise_linear, pointwise_mlp
 from tests.helpers import TOLERANCE, randn, relative_error
 
@@ -176,6 +177,33 @@ def test_a_compiler_is_given_operators_whatever_torch_says_of_exporting(traced_a
     torch.compiler.reset()
     assert {"sciml_monarch.pointwise_mlp.default", "sciml_monarch.pointwise_linear.default"} <= set(seen)
     assert relative_error(found, network(x)) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_monarch_map_of_many_points_is_one_matrix_in_a_graph_too(bias, monkeypatch):
+    layer, x = mixing.pointwise(16, 24, bias, blocks=4), torch.randn(2, 16, 32, 32, requires_grad=True)
+    assert isinstance(layer, MonarchConv1x1)
+    taken = []
+    monkeypatch.setattr(perceptrons, "pointwise_linear", lambda *a, **k: taken.append(a) or pointwise_linear(*a, **k))
+    found = []
+    for context in (nullcontext(), replayed()):
+        with context:
+            y = perceptrons.apply_linear(layer, x)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+    with replayed():
+        perceptrons.apply_linear(layer, x[:, :, :2, :2])  # few points
+    assert len(taken) == 1
+    for plain, graphed in zip(*found, strict=True):
+        torch.testing.assert_close(graphed, plain, rtol=1e-4, atol=1e-3)
+
+
+def test_a_monarch_perceptron_of_many_points_keeps_no_hidden_channels(monkeypatch):
+    net, x = perceptrons.perceptron(16, 64, 8, 2, None), torch.randn(2, 16, 32, 32)
+    assert isinstance(net[0], MonarchConv1x1)
+    taken = []
+    monkeypatch.setattr(perceptrons, "pointwise_mlp", lambda *a: taken.append(a) or pointwise_mlp(*a))
+    torch.testing.assert_close(perceptrons.apply_perceptron(net, x), net(x.flatten(2)).unflatten(2, (32, 32)))
+    assert len(taken) == 1
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -1,5 +1,7 @@
 """Which maps of the channels at every point of a field are computed by kernels that keep all channels on the chip."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -61,7 +63,7 @@ def wants_gated(x: Tensor, up: Tensor, down: Tensor) -> bool:
     return gated_fits(up, down) and wants_triton(x, measured_faster=x.dtype == torch.float32)
 
 
-def linear_asked(x: Tensor, weight: Tensor) -> bool:
+def linear_asked(x: Tensor, channels: Sequence[int]) -> bool:
     """Whether the kernel was asked for, or ``auto`` takes it.
 
     The GPU takes less time for it at all sizes that were timed; the processor takes longer to begin it, so that outside
@@ -69,11 +71,11 @@ def linear_asked(x: Tensor, weight: Tensor) -> bool:
 
     Args:
         x: Fields ``(b, i, *grid)``.
-        weight: ``(o, i, ...)``.
+        channels: Of the outputs, and of the inputs.
     """
     if backend() != "auto":
         return backend() == "triton"
-    if x.dtype != torch.float32 or max(map(padded, weight.shape[:2])) > MOST_TIMED:
+    if x.dtype != torch.float32 or max(map(padded, channels)) > MOST_TIMED:
         return False
     return _in_graph_or_large(x)
 

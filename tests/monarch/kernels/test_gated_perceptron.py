@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import conv1d, gelu
 
+from sciml_monarch.monarch.conv import FEWEST_POINTS
 from sciml_monarch.monarch.kernels.backend import replayed, use_backend
 from sciml_monarch.monarch.kernels.pointwise import gated_asked, gated_fits
 from sciml_monarch.pde.perceptron import GatedPerceptron
@@ -178,6 +179,20 @@ def test_gradients_of_several_applications_are_the_same_where_they_can_be_differ
     assert launches == ["gated_perceptron"] * 3 + ["gated_perceptron_gradients"] * 3 + ["gated_perceptron"] * 3
     for usual, kept in zip(once, again, strict=True):
         assert relative_error(kept, usual) < TOLERANCE[torch.float32]
+
+
+def test_monarch_maps_are_multiplied_out(precision, launches):
+    precision("highest")
+    torch.manual_seed(0)
+    net = GatedPerceptron(16, 24, 16, 4, None).to(DEVICE)
+    x, skip, g = (randn(2, 16, FEWEST_POINTS // 2, seed=k).float().to(DEVICE) for k in range(3))
+    with use_backend("triton"):
+        found = results(net, x, skip, g)
+    assert launches == ["gated_perceptron", "gated_perceptron_gradients"]
+    with use_backend("torch"):
+        wanted = results(net.double(), *(t.double() for t in (x, skip, g)))
+    for ours, e in zip(found, wanted, strict=True):
+        assert relative_error(ours, e) < TOLERANCE[torch.float32]
 
 
 def test_what_does_not_belong_together_is_left_to_torch(launches):
