@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from benchmark_timing import Limits, Precision, captured, measure, peak_memory, settings
@@ -93,11 +93,13 @@ def gated_job(
     return undifferentiated, lambda: torch.autograd.grad(net(x, skip), leaves, g)
 
 
-def compare(size: Size, precision: Precision, device: torch.device, limits: Limits) -> dict[str, Any]:
+def compare(size: Size, precision: Precision | Literal["bf16"], device: torch.device, limits: Limits) -> dict[str, Any]:
     """Milliseconds of a map, without and with its gradients, each way, and the memory that the latter takes."""
     row: dict[str, Any] = {**size._asdict(), "precision": precision}
+    cast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+    products: Precision = "high" if precision == "bf16" else precision
     for way in WAYS:
-        with settings(precision, way), replayed():
+        with settings(products, way), replayed(), cast:
             for name, run in zip(("forward", "forward and backward"), job(size, device), strict=True):
                 timed = captured(run) if device.type == "cuda" else run
                 row[f"{name}, {way}"] = 1e3 * measure(timed, device, limits).median
@@ -129,6 +131,7 @@ def run(
     repeats: int = 50,
     quick: bool = False,
     kinds: Sequence[str] = KINDS,
+    precisions: Sequence[Precision | Literal["bf16"]] = PRECISIONS,
 ) -> None:
     """Times every map.
 
@@ -138,6 +141,7 @@ def run(
         repeats: Of each measurement.
         quick: Three tiny sizes, to try the program.
         kinds: Of maps: "linear", "perceptron", "gated".
+        precisions: "highest", "high", "medium": of products in float32. "bf16": automatic mixed precision.
 
     Raises:
         InputError: Triton cannot run on the device, or there is no such kind.
@@ -150,7 +154,7 @@ def run(
     sizes = (Size(1, 20, 3, 16, 1), Size(1, 20, 3, 0, 4), Size(1, 20, 3, 4, 5, True)) if quick else SIZES
     limits = Limits(repeats, 0.3)
     rows = [
-        compare(size, precision, where, limits) for size in sizes if kind_of(size) in kinds for precision in PRECISIONS
+        compare(size, precision, where, limits) for size in sizes if kind_of(size) in kinds for precision in precisions
     ]
     with replacing(out) as temporary:
         temporary.write_text(json.dumps(provenance(where) | {"rows": rows}, indent=1))

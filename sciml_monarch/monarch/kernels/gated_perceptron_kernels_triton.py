@@ -74,10 +74,7 @@ def gated_perceptron_gradients_kernel(
     up_bias,
     down,
     by_x,
-    by_up,
-    by_up_bias,
-    by_down,
-    by_down_bias,
+    sums,
     n_points,
     n_samples,
     INPUTS: tl.constexpr,
@@ -91,9 +88,9 @@ def gated_perceptron_gradients_kernel(
 ):
     """Writes the gradient by the input, and partial sums of those by matrices and biases.
 
-    From that of the output, ``(samples, OUTPUTS, n_points)``. Partial sums are ``(programs, 2 HIDDEN, INPUTS)``,
-    ``(programs, 2 HIDDEN)``, ``(programs, HIDDEN, OUTPUTS)`` and ``(programs, OUTPUTS)``. Points are the columns of
-    hidden fields, so that sums over them are products of what lies in registers. Grid: programs.
+    From that of the output, ``(samples, OUTPUTS, n_points)``. Partial sums of a program lie one behind the other:
+    ``(2 HIDDEN, INPUTS)``, ``(2 HIDDEN,)``, ``(HIDDEN, OUTPUTS)`` and ``(OUTPUTS,)``. Points are the columns of hidden
+    fields, so that sums over them are products of what lies in registers. Grid: programs.
     """
     program = tl.program_id(0)
     i, h, o = tl.arange(0, IN), tl.arange(0, MIDDLE), tl.arange(0, OUT)
@@ -138,14 +135,15 @@ def gated_perceptron_gradients_kernel(
         at = by_x + sample * INPUTS * n_points + i.to(tl.int64)[None, :] * n_points + point[:, None]
         inside = (point[:, None] < n_points) & (i[None, :] < INPUTS)
         tl.store(at, by_fields.to(by_x.dtype.element_ty), mask=inside)
+    sums += program * (2 * HIDDEN * INPUTS + 2 * HIDDEN + HIDDEN * OUTPUTS + OUTPUTS)
     at = h[:, None] * INPUTS + i[None, :]
     inside = (h[:, None] < HIDDEN) & (i[None, :] < INPUTS)
-    by_up += program * 2 * HIDDEN * INPUTS
-    tl.store(by_up + at, sum_value, mask=inside)
-    tl.store(by_up + HIDDEN * INPUTS + at, sum_gate, mask=inside)
-    by_up_bias += program * 2 * HIDDEN
-    tl.store(by_up_bias + h, sum_value_bias, mask=h < HIDDEN)
-    tl.store(by_up_bias + HIDDEN + h, sum_gate_bias, mask=h < HIDDEN)
+    tl.store(sums + at, sum_value, mask=inside)
+    tl.store(sums + HIDDEN * INPUTS + at, sum_gate, mask=inside)
+    sums += 2 * HIDDEN * INPUTS
+    tl.store(sums + h, sum_value_bias, mask=h < HIDDEN)
+    tl.store(sums + HIDDEN + h, sum_gate_bias, mask=h < HIDDEN)
+    sums += 2 * HIDDEN
     inside = (h[:, None] < HIDDEN) & (o[None, :] < OUTPUTS)
-    tl.store(by_down + program * HIDDEN * OUTPUTS + h[:, None] * OUTPUTS + o[None, :], sum_down, mask=inside)
-    tl.store(by_down_bias + program * OUTPUTS + o, sum_down_bias, mask=o < OUTPUTS)
+    tl.store(sums + h[:, None] * OUTPUTS + o[None, :], sum_down, mask=inside)
+    tl.store(sums + HIDDEN * OUTPUTS + o, sum_down_bias, mask=o < OUTPUTS)

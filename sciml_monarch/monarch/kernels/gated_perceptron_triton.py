@@ -84,14 +84,14 @@ def gated_perceptron_gradients(
     outputs, hidden = down.shape
     n_programs = _programs(x, config)
     by_x = torch.empty_like(x)
-    shapes = up.shape, up_bias.shape, (hidden, outputs), (outputs,)
-    sums = [x.new_empty(n_programs, *shape, dtype=torch.float32) for shape in shapes]
+    sizes = [up.numel(), up_bias.numel(), down.numel(), outputs]
+    sums = x.new_empty(n_programs, sum(sizes), dtype=torch.float32)  # of all parameters: added up by one kernel
     with device_of(x):
         gated_perceptron_gradients_kernel[n_programs,](
-            g, x, up, up_bias, down, by_x, *sums, n_points, n_samples, **constants(x, down, config.points, config.warps)
+            g, x, up, up_bias, down, by_x, sums, n_points, n_samples, **constants(x, down, config.points, config.warps)
         )
-    by_up, by_up_bias, by_down, by_down_bias = (t.sum(0) for t in sums)
-    return by_x, by_up, by_up_bias, by_down.mT, by_down_bias
+    by_up, by_up_bias, by_down, by_down_bias = sums.sum(0).split(sizes)
+    return by_x, by_up.view_as(up), by_up_bias, by_down.view(hidden, outputs).mT, by_down_bias
 
 
 def _programs(x: Tensor, config: GatedTile) -> int:
