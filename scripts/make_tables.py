@@ -78,6 +78,7 @@ TABLES["results/navier_stokes/README.md"] = {
     "resolutions": flow.resolutions,
     "bands": flow.bands,
     "long_roll_outs": flow.long_roll_outs,
+    "authors": flow.authors,
 }
 TABLES["results/sparse_training/README.md"] = {
     "layers": sparse.layers,

@@ -141,6 +141,18 @@ def long_roll_outs() -> str:
     return "\n".join(lines)
 
 
+def authors() -> str:
+    """Networks that were trained on simulated data, on a trajectory of the FNO paper's."""
+    alone, averaged = (_scores(name) for name in ("authors", "authors_symmetrized"))
+    lines = ["| network | after 1 s | after 5 s | after 10 s | after 20 s | relative L2 | averaged over symmetries |"]
+    lines.append("|---" * 7 + "|")
+    for name, title in (("fno_1e-4", "FNO"), ("monarch_fno_1e-4", "MonarchFNO")):
+        errors = [f"{alone[name]['relative_l2_per_step'][n - 1]:.3f}" for n in (1, 5, 10, 20)]
+        cells = [*errors, _cell(alone, name, "relative_l2"), _cell(averaged, name, "relative_l2")]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def summary() -> str:
     """What the project's README shows: errors over seeds, and of seed 0 on other grids."""
     rows = rows_table.furthest(_rows())

@@ -1,7 +1,7 @@
 """The job `evaluate`: trained networks on the same unseen trajectories, as tables and pictures."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ def evaluate(
     device: str = "auto",
     known_frames: int | None = None,
     symmetry: GroupName | None = None,
+    fields: Sequence[str] | None = None,
 ) -> Evaluation:
     """Compares trained networks on the same unseen trajectories.
 
@@ -75,6 +76,8 @@ def evaluate(
             of their trainings, the most of them.
         symmetry: Average all predictions over the isometries of these symmetries of the equation, of
             :mod:`sciml_monarch.pde.symmetry`; takes as many times as long as there are isometries.
+        fields: What the fields of the data are, in their order, where its files name them otherwise than those of
+            the training, or not at all: ``[vorticity]`` of the FNO authors' ``u``.
 
     Returns:
         The rows and the paths of the pictures.
@@ -94,7 +97,7 @@ def evaluate(
     for network in networks.values():
         network.symmetrize(None if symmetry is None else GROUPS[symmetry]())
     names = method_names({path: type(network.net).__name__ for path, network in networks.items()})
-    trajectories = open_fields(data, {network.description.fields for network in networks.values()})
+    trajectories = open_fields(data, {network.description.fields for network in networks.values()}, fields)
     try:
         task = make_protocol(networks, trajectories, n_test, n_steps, n_horizons, resolution, known_frames)
         console = Console()

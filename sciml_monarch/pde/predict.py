@@ -1,5 +1,6 @@
 """The job `predict`: a trained network rolled out from a user's own start."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -25,6 +26,7 @@ def predict(
     start: int = 0,
     force: bool = False,
     device: str = "auto",
+    fields: Sequence[str] | None = None,
 ) -> list[Path]:
     """Rolls a trained network out from known frames.
 
@@ -34,14 +36,16 @@ def predict(
     Args:
         checkpoint: Training checkpoint (.ckpt) or saved folder.
         input: Known frames: trajectories in any format that training reads, or a NumPy array (.npy) of the
-            shape (time, *grid), or (time, field, *grid), in the units of the training data. The grid may
-            differ from that of the training where the network allows it.
+            shape (time, *grid), (time, field, *grid) or, of one field, (trajectory, time, *grid), in the units of
+            the training data. The grid may differ from that of the training where the network allows it.
         steps: Frames to predict.
         out: HDF5 file to write.
         index: Trajectory of the input, from 0.
         start: First known frame that the network sees; it takes as many as it was trained with.
         force: Replace files that exist.
         device: Where to run: cpu, cuda, cuda:1, or auto for a GPU where there is one.
+        fields: What the fields of the input are, in their order, where its files name them otherwise than those of
+            the training; a NumPy array names none.
 
     Returns:
         The files written.
@@ -66,7 +70,7 @@ def predict(
     taken = [str(path) for path in files if path.exists()]
     if taken and not force:
         raise InputError(f"{', '.join(taken)}: exists; give --force or another --out")
-    history, first_time, lengths = _read_history(checkpoint, description, input, index, start)
+    history, first_time, lengths = _read_history(checkpoint, description, input, index, start, fields)
     with torch.no_grad():
         prediction = network.rollout(history[None].to(place), steps)[0].cpu()
     finite = prediction.flatten(1).isfinite().all(1)
@@ -174,7 +178,7 @@ def _beside(out: Path, field: str, suffix: str) -> Path:
 
 
 def _read_history(
-    checkpoint: Path, description: Description, source: Path, index: int, start: int
+    checkpoint: Path, description: Description, source: Path, index: int, start: int, fields: Sequence[str] | None
 ) -> tuple[Tensor, float, tuple[float, ...]]:
     """Frames that the network sees ``(n_history, field, *grid)``, time of the first, domain lengths."""
     n_history = description.n_history
@@ -185,7 +189,7 @@ def _read_history(
         if not history.isfinite().all():
             raise InputError(f"{source}: holds values that are not finite numbers")
         return history, start * description.dt, description.lengths
-    data = open_fields(source, {description.fields})
+    data = open_fields(source, {description.fields}, fields)
     try:
         check_fields(checkpoint, description, data)
         if not 0 <= index < data.n_trajectories:

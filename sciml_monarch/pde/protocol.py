@@ -148,19 +148,22 @@ def _n_unseen(description: Description, data: Trajectories) -> int:
     )
 
 
-def open_fields(path: Path, wanted: Set[tuple[str, ...]]) -> Trajectories:
+def open_fields(path: Path, wanted: Set[tuple[str, ...]], names: Sequence[str] | None = None) -> Trajectories:
     """Opens trajectories; of a file with several fields only the one that all networks predict, if it is one.
 
     Args:
         path: File or folder.
         wanted: The fields of each network.
+        names: What the fields of the file are, in their order, where it names them otherwise or not at all.
 
     Raises:
-        InputError: The file cannot be read.
+        InputError: The file cannot be read, or has more fields or fewer than ``names``.
     """
     data = open_trajectories(path)
+    if names is not None:
+        data.rename(names)
     first = next(iter(wanted))
-    if len(wanted) == 1 and len(first) == 1 and len(data.fields) > 1 and first[0] in data.fields:
+    if names is None and len(wanted) == 1 and len(first) == 1 and len(data.fields) > 1 and first[0] in data.fields:
         data.close()
         return open_trajectories(path, first[0])
     return data

@@ -7,10 +7,11 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from sciml_monarch import InputError, save
+from sciml_monarch import InputError, load, save
 from sciml_monarch.cli import main
 from sciml_monarch.pde import FNO, Surrogate, n_parameters, relative_l2
 from sciml_monarch.pde.evaluate import choose_device, evaluate, method_names
@@ -89,6 +90,19 @@ def test_several_fields_have_a_picture_each(tmp_path):
     assert names == {"fields_u.png", "fields_v.png", "spectra_u.png", "spectra_v.png", "error_growth.png"}
     assert "relative_l2_standard_error" in found.rows[0]
     assert found.rows[0]["relative_l2_standard_error"] is None
+
+
+def test_arrays_without_names_are_evaluated_by_names_that_are_given(checkpoints, data, tmp_path):
+    frames = torch.stack([open_trajectories(data).read(i, 0, N_TIMES)[:, 0] for i in range(2)])
+    np.save(tmp_path / "waves.npy", frames.numpy())
+    net = save(network(FNO(2, 1, 4, (4, 4), n_layers=1), dt=1.0), tmp_path / "net")
+    options = {"n_test": 1, "n_steps": 3, "device": "cpu"}
+    with pytest.raises(InputError, match=r"trained on the fields \['vorticity'\], but"):
+        evaluate([net], tmp_path / "waves.npy", tmp_path / "out", **options)
+    (row,) = evaluate([net], tmp_path / "waves.npy", tmp_path / "out", fields=["vorticity"], **options).rows
+    with torch.no_grad():
+        predicted = load(net).rollout(frames[1:, :2, None], 3)
+    assert row["relative_l2"] == pytest.approx(relative_l2(predicted, frames[1:, 2:5, None]).item(), rel=1e-5)
 
 
 def test_data_of_other_parameters_is_said_to_be_so(data, tmp_path, capsys):

@@ -15,6 +15,7 @@ from sciml_monarch.cli import main
 from sciml_monarch.pde import FNO, Description, MonarchFNO, Surrogate
 from sciml_monarch.pde.predict import predict, write_well
 from sciml_monarch.pde.readers import open_trajectories
+from sciml_monarch.pde.synthetic import write_mat_v5
 
 DESCRIPTION = Description(
     fields=("vorticity",),
@@ -168,6 +169,20 @@ def test_an_array_of_several_trajectories_is_numbered_as_in_a_training(checkpoin
     torch.testing.assert_close(*found, rtol=0, atol=0)
     with pytest.raises(InputError, match=r"index is 2, but .* has 2 trajectories, from 0 on"):
         predict(checkpoint, tmp_path / "several.npy", out=tmp_path / "no.hdf5", index=2, **options)
+
+
+def test_fields_of_files_that_name_them_otherwise_are_named(checkpoint, frames, start, tmp_path):
+    arrays = {"u": frames.numpy()[None].transpose(0, 2, 3, 1), "t": 0.1 * np.arange(5)[None]}
+    write_mat_v5(tmp_path / "authors.mat", arrays)
+    options = {"steps": 2, "device": "cpu"}
+    with pytest.raises(InputError, match=r"trained on the fields \['vorticity'\], but .* holds \['u'\]"):
+        predict(checkpoint, tmp_path / "authors.mat", out=tmp_path / "no.hdf5", **options)
+    with pytest.raises(InputError, match=r"has the fields \['u'\]; \['vorticity', 'p'\] are not as many names"):
+        predict(checkpoint, tmp_path / "authors.mat", out=tmp_path / "no.hdf5", fields=["vorticity", "p"], **options)
+    files = predict(checkpoint, tmp_path / "authors.mat", out=tmp_path / "a.hdf5", fields=["vorticity"], **options)
+    again = predict(checkpoint, start, out=tmp_path / "b.hdf5", **options)
+    found = [open_trajectories(file).read(0, 0, 5) for file in (files[0], again[0])]
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize(

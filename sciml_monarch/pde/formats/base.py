@@ -1,6 +1,7 @@
 """What every reader of trajectories and of pairs has in common: shapes, bounds, checks of the values."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,19 @@ class Trajectories(ABC):
                 f"{path}: no data: {self.n_trajectories} trajectories of {self.n_times} times on the grid "
                 f"{self.grid} with the fields {self.fields}"
             )
+
+    def rename(self, fields: Sequence[str]) -> None:
+        """Gives the channels other names, such as of arrays that have none.
+
+        Args:
+            fields: One name per channel.
+
+        Raises:
+            InputError: There are more channels or fewer.
+        """
+        if len(fields) != len(self.fields):
+            raise InputError(f"{self.path}: has the fields {list(self.fields)}; {list(fields)} are not as many names")
+        self.fields, self.name = tuple(fields), ", ".join(fields)
 
     def read(self, index: int, start: int, stop: int, stride: int = 1) -> Tensor:
         """Reads the frames ``start`` to ``stop - 1`` of one trajectory, and nothing else.
