@@ -1,6 +1,7 @@
 """The one interface of every neural PDE solver in this package."""
 
 from abc import ABC, abstractmethod
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -133,6 +134,20 @@ def rollout(net: Operator, history: Tensor, n_steps: int, increment: Tensor | No
         if len(frames) < n_steps:
             x = torch.cat([x[:, channels:], frame], 1)
     return torch.stack(frames, 1)
+
+
+def check_counts(**counts: object) -> None:
+    """Refuses what is no number of channels, of layers and the like.
+
+    Args:
+        counts: The numbers, by their names.
+
+    Raises:
+        InputError: One is no whole number, or less than 1.
+    """
+    for name, number in counts.items():
+        if not isinstance(number, Integral) or number < 1:
+            raise InputError(f"{name} is {number}; it must be 1 or more, a whole number")
 
 
 def n_parameters(net: nn.Module) -> int:

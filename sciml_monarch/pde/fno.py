@@ -15,13 +15,15 @@ from torch.nn.functional import gelu
 from sciml_monarch.errors import InputError
 from sciml_monarch.monarch.hooks import is_only
 from sciml_monarch.monarch.kernels.spectral_layout import Activation
-from sciml_monarch.pde.base import Operator, Prepared
+from sciml_monarch.pde.base import Operator, Prepared, check_counts
 from sciml_monarch.pde.mixing import ChannelMLP, Mixing, mixing_options, pointwise
 from sciml_monarch.pde.perceptron import apply_linear, apply_perceptron, matrix_of, perceptron
 from sciml_monarch.pde.pointwise import pointwise_linear
 from sciml_monarch.pde.positions import coordinates
 from sciml_monarch.pde.resample import Interpolation
 from sciml_monarch.pde.spectral_conv import MonarchSpectralConv, prepare_alike
+
+_COUNTS = ("in_channels", "out_channels", "width", "n_layers", "projection_channels")
 
 
 class FNO(Operator):
@@ -41,7 +43,7 @@ class FNO(Operator):
             periodic.
 
     Raises:
-        InputError: ``n_modes`` is odd somewhere, or ``padding`` not between 0 and 1.
+        InputError: ``n_modes`` is odd somewhere, ``padding`` not between 0 and 1, or a number less than 1.
         ImportError: neuraloperator is not installed.
     """
 
@@ -63,6 +65,7 @@ class FNO(Operator):
             n_layers=n_layers,
             projection_channels=projection_channels,
         )
+        check_counts(**{name: config[name] for name in _COUNTS})
         super().__init__(config | _padding_option(padding))
         self.padding = padding
         from neuralop.models import FNO as NeuralopFNO
@@ -162,8 +165,8 @@ class MonarchFNO(Operator):
             the former rings at the ends.
 
     Raises:
-        InputError: An axis keeps more modes than it has points, ``padding`` is not between 0 and 1, or there is no
-            layer or no such interpolation.
+        InputError: An axis keeps more modes than it has points, ``padding`` is not between 0 and 1, a number
+            is less than 1, or there is no such interpolation.
     """
 
     def __init__(
@@ -193,8 +196,7 @@ class MonarchFNO(Operator):
         # left out by default: checkpoints of before there was this option are of the same network
         config |= {} if mixing is None else {"mixing": dict(mixing)}
         config |= {} if interpolation == "fourier" else {"interpolation": interpolation}
-        if n_layers < 1:
-            raise InputError(f"n_layers is {n_layers}; it must be 1 or more")
+        check_counts(**{name: config[name] for name in _COUNTS})
         super().__init__(config | _padding_option(padding))
         self.padding = padding
         d = len(grid)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde.base import Operator, Prepared
+from sciml_monarch.pde.base import Operator, Prepared, check_counts
 from sciml_monarch.pde.mixing import pointwise
 from sciml_monarch.pde.perceptron import apply_linear, apply_perceptron, perceptron
 from sciml_monarch.pde.positions import coordinates, periodic_coordinates
@@ -198,10 +198,8 @@ def _check(config: dict[str, object]) -> None:
     assert isinstance(n_modes, list)
     if not 1 <= len(grid) <= 3 or len(n_modes) != len(grid):
         raise InputError(f"n_modes {n_modes} and grid {grid} must have one entry an axis each, 1 to 3 axes")
-    for name in ("in_channels", "out_channels", "width", "n_layers", "projection_channels"):
-        number = config[name]
-        if not isinstance(number, int) or number < 1:
-            raise InputError(f"{name} is {number}; it must be 1 or more")
+    counts = ("in_channels", "out_channels", "width", "n_layers", "projection_channels")
+    check_counts(**{name: config[name] for name in counts})
     ratio, width = config["mlp_ratio"], config["width"]
     assert isinstance(ratio, int | float)
     assert isinstance(width, int)

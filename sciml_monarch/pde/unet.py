@@ -4,7 +4,7 @@ from torch import Tensor, cat, nn
 from torch.nn.functional import pad
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde.base import Operator, Prepared
+from sciml_monarch.pde.base import Operator, Prepared, check_counts
 from sciml_monarch.pde.padding import periodic_pad
 
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -48,6 +48,7 @@ class UNet(Operator):
     def __init__(
         self, in_channels: int, out_channels: int, width: int = 57, n_dim: int = 2, periodic: bool = True
     ) -> None:
+        check_counts(in_channels=in_channels, out_channels=out_channels, width=width)
         super().__init__(
             dict(
                 in_channels=in_channels,

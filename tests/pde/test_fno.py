@@ -347,6 +347,14 @@ def test_network_exports():
     torch.testing.assert_close(exported.module()(x), net(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("make", [FNO, MonarchFNO, UNet])
+@pytest.mark.parametrize("width", [0, -4, 6.5])
+def test_a_width_that_is_none_is_named(make, width):
+    more = {} if make is UNet else {"n_modes": (4, 4)} | ({"grid": (8, 8)} if make is MonarchFNO else {})
+    with pytest.raises(InputError, match=rf"width is {width}; it must be 1 or more, a whole number"):
+        make(2, 1, width=width, **more)
+
+
 def test_mismatches_name_the_numbers():
     net = MonarchFNO(3, 1, 4, (4, 4), (8, 8))
     with pytest.raises(InputError, match="takes 3 channels, but the data has 2 frames of 1"):
