@@ -120,8 +120,9 @@ class MonarchConv1x1(nn.Module):
         if any(n > 1 for n in self.stride):
             for axis, n in enumerate(self.stride, -d):
                 x = x.index_select(axis, torch.arange(0, x.shape[axis], n, device=x.device)) if n > 1 else x
-        matrix = self.matrix(x.numel() // self.in_channels) if backend() != "triton" else None
-        if matrix is not None and x.is_contiguous():
+        apart = backend() != "triton" and x.is_contiguous()  # else channels may lie side by side already
+        matrix = self.matrix(x.numel() // self.in_channels) if apart else None
+        if matrix is not None:
             grid = x.shape[-d:]
             fields = x.reshape(-1, self.in_channels, grid.numel())
             return _mapped(matrix, self.linear.bias, fields).view(*x.shape[: -d - 1], self.out_channels, *grid)
