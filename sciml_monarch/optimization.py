@@ -95,6 +95,8 @@ def make_optimizer(
     trained = [p for p in module.parameters() if p.requires_grad]
     make = _adam if options.optimizer == "adam" else _of_matrices
     optimizer = make(module, trained, own, options)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]  # as schedules note it: a checkpoint tells it apart from what came of it
     optimizer.register_load_state_dict_pre_hook(_refuse_another)
     schedule = _of_steps(module, optimizer, options)
     if schedule is not None:
@@ -160,10 +162,7 @@ def _refuse_another(optimizer: Optimizer, state: dict[str, Any]) -> None:
         raise InputError(f"optimizer is {ours}, but the checkpoint was trained with {theirs}; resume as it was started")
     # what the checkpoint has would silently take the place of what is asked for
     for own, other in zip(optimizer.param_groups, state["param_groups"], strict=False):
-        for what, key in (
-            ("learning rate", "initial_lr" if "initial_lr" in other else "lr"),
-            ("weight_decay", "weight_decay"),
-        ):
+        for what, key in (("learning rate", "initial_lr"), ("weight_decay", "weight_decay")):
             if key in own and key in other and not math.isclose(own[key], other[key], rel_tol=1e-9):
                 raise InputError(
                     f"{what} is {own[key]:g}, but the checkpoint was trained with {other[key]:g}; resume as it was "
@@ -175,7 +174,7 @@ def go_on_with_schedule(checkpoint: dict[str, Any], options: Optimization, train
     """Lets the schedule of a checkpoint go on to the end of a training, which may have another number of steps.
 
     A cosine goes on as that of a training that was begun with as many steps: PyTorch would take it to zero at the end
-    of the first one, and up again behind it.
+    of the first one, and up again behind it. A warm-up keeps its length.
 
     Args:
         checkpoint: As Lightning loads it, changed in place; of one that has weights only nothing is asked.
@@ -183,7 +182,8 @@ def go_on_with_schedule(checkpoint: dict[str, Any], options: Optimization, train
         trainer: What trains; ``None`` or one that does not train: only the kind of the schedule is checked.
 
     Raises:
-        InputError: One rises first and the other does not, or what follows differs.
+        InputError: One rises first and the other does not, what follows differs, or an epoch has another number of
+            steps, of which a cosine would not end with the training.
     """
     if "lr_schedulers" not in checkpoint:
         return
@@ -193,9 +193,26 @@ def go_on_with_schedule(checkpoint: dict[str, Any], options: Optimization, train
         raise InputError(
             f"the schedule is {ours}, but the checkpoint was trained with {theirs[0]}; resume as it was started"
         )
-    if options.schedule == "cosine" and trainer is not None and trainer.state.fn == TrainerFn.FITTING:
-        groups = checkpoint["optimizer_states"][0]["param_groups"]
-        _stretch(checkpoint["lr_schedulers"][0], groups, int(trainer.estimated_stepping_batches))
+    if options.schedule != "cosine" or trainer is None or trainer.state.fn != TrainerFn.FITTING:
+        return
+    steps = trainer.estimated_stepping_batches
+    if not math.isfinite(steps):
+        return  # which the schedule refuses when it is made
+    theirs_of_epoch = _steps_of_epoch(checkpoint)
+    if trainer.max_steps == -1 and trainer.max_epochs and theirs_of_epoch is not None:
+        of_epoch = steps / trainer.max_epochs
+        if of_epoch != theirs_of_epoch:
+            raise InputError(
+                f"an epoch has {of_epoch:g} steps, but the checkpoint's had {theirs_of_epoch:g}; resume with the "
+                "batches and trajectories that it was started with"
+            )
+    _stretch(checkpoint["lr_schedulers"][0], checkpoint["optimizer_states"][0]["param_groups"], int(steps))
+
+
+def _steps_of_epoch(checkpoint: dict[str, Any]) -> float | None:
+    """Steps of the optimizer in an epoch of a training that was stopped behind one; else it is not known."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    return checkpoint["global_step"] / (checkpoint["epoch"] + 1) if progress["is_last_batch"] else None
 
 
 def _stretch(schedule: dict[str, Any], groups: list[dict[str, Any]], steps: int) -> None:

@@ -59,10 +59,12 @@ def step_of(row: str, precision: str, device: torch.device, quick: bool) -> tupl
         torch.randn(1 if quick else batch, n, 1, *GRID, generator=generator, device=device) for n in (history, steps)
     )
 
+    mixed = precision == "bf16" or config["trainer"].get("precision") == "bf16-mixed"
+
     def step() -> None:
         for parameter in task.parameters():
             parameter.grad = None
-        cast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+        cast = torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext()
         with cast, products_in(task.matmul_precision):
             run(known, target).backward()
 

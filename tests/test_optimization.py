@@ -287,6 +287,41 @@ def test_more_epochs_take_a_cosine_to_zero_at_their_end(optimizer, warmup, vorti
         assert rates == pytest.approx(whole[step], rel=1e-6), step
 
 
+def test_a_cosine_does_not_go_on_with_epochs_of_other_lengths(vorticity_folder, tmp_path):
+    def train(source, epochs=2, schedule="cosine", more=None, **options):
+        task = PDETask(monarch(), Optimization(1e-2, schedule=schedule))
+        fit(task, source, tmp_path / schedule, trainer_options=CPU | {"max_epochs": epochs} | (more or {}), **options)
+
+    def batches_of(n):
+        source = data(vorticity_folder)
+        source.batch_size = n
+        return source
+
+    train(data(vorticity_folder), 1)
+    message = "an epoch has {} steps, but the checkpoint's had 3; resume with the batches and trajectories"
+    for source, more, steps in ((batches_of(1), {}, 6), (data(vorticity_folder), {"accumulate_grad_batches": 3}, 1)):
+        with pytest.raises(InputError, match=message.format(steps)):
+            train(source, resume=True, more=more)
+    with pytest.raises(InputError, match="give max_epochs or max_steps"):
+        train(data(vorticity_folder), -1, resume=True, more={"max_time": {"seconds": 1}})
+    train(data(vorticity_folder), 1, "constant")
+    train(batches_of(1), 2, "constant", resume=True)
+
+
+def test_a_rate_that_a_callback_has_changed_is_no_other_rate(vorticity_folder, tmp_path):
+    class Halved(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] *= 0.5
+
+    rates = Rates()
+    for epochs in (1, 2):
+        task = PDETask(monarch(), Optimization(1e-2, schedule="constant"))
+        own = CPU | {"max_epochs": epochs, "callbacks": [Halved(), rates]}
+        fit(task, data(vorticity_folder), tmp_path, trainer_options=own, resume=epochs > 1)
+    assert [max(rates.found[step]) for step in (0, 5)] == [1e-2, 5e-3]
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 @pytest.mark.parametrize(
     ("change", "message"),

@@ -123,9 +123,9 @@ class MonarchConv1x1(nn.Module):
         apart = backend() != "triton" and x.is_contiguous()  # else channels may lie side by side already
         matrix = self.matrix(x.numel() // self.in_channels) if apart else None
         if matrix is not None:
-            grid = x.shape[-d:]
-            fields = x.reshape(-1, self.in_channels, grid.numel())
-            return _mapped(matrix, self.linear.bias, fields).view(*x.shape[: -d - 1], self.out_channels, *grid)
+            fields = x.flatten(-d) if x.ndim == d + 2 else x.flatten(-d)[None]
+            y = _mapped(matrix, self.linear.bias, fields).unflatten(-1, x.shape[-d:])
+            return y if x.ndim == d + 2 else y[0]
         y = self.linear(x.movedim(-d - 1, -1)).movedim(-1, -d - 1)
         # torch's convolutions keep the memory format, and code behind them may rely on it (``view``)
         last = _CHANNELS_LAST.get(x.ndim if x.ndim == d + 2 else 0)

@@ -266,7 +266,6 @@ class ReconTask(L.LightningModule):
         Raises:
             InputError: Schedule, network, arguments or averaging differ from those of the checkpoint.
         """
-        go_on_with_schedule(checkpoint, self.optimization, self._trainer)
         theirs, ours = checkpoint[CHECKPOINT_KEY], recon_config(self.net)
         for key in ("net", "arguments"):
             if theirs[key] != ours[key]:
@@ -277,6 +276,7 @@ class ReconTask(L.LightningModule):
                 f"{'without' if self.ema_decay is not None else 'with'} averaging; resume as it was started"
             )
         self._seed = checkpoint[SEED_KEY]
+        go_on_with_schedule(checkpoint, self.optimization, self._trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what :func:`sciml_monarch.load` needs to rebuild the network."""

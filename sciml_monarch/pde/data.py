@@ -104,6 +104,7 @@ class TrajectoryData(L.LightningDataModule):
             attributes=dict(source.attributes),
             split={
                 "n_trajectories": source.n_trajectories,
+                "n_train": self.n_train,
                 "n_test": self.n_test,
                 "known_frames": self._n_known(),
                 "test_steps": self._n_test_steps(),

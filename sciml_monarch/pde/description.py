@@ -36,6 +36,19 @@ def origin(attributes: Mapping[str, Attribute]) -> dict[str, Attribute]:
     return {name: value for name, value in attributes.items() if name not in RECORDS}
 
 
+def first_number(attributes: Mapping[str, Attribute], n_trajectories: int) -> int | None:
+    """Number of the first trajectory of some in the set that they were simulated as; ``None`` where it is not known.
+
+    Args:
+        attributes: Of the trajectories.
+        n_trajectories: How many they are.
+    """
+    first = attributes.get("first_trajectory")
+    if first is None and attributes.get("n_trajectories_total") == n_trajectories:  # as whole folders said it before
+        first = attributes.get("first_trajectory_of_set")
+    return first if isinstance(first, int) else None
+
+
 @dataclass(frozen=True)
 class Description:
     """Fields, units and grid of the data that a network is trained on.
@@ -49,8 +62,9 @@ class Description:
         n_history: Frames that a network sees.
         n_steps: Frames that it was trained to predict by roll-out.
         attributes: Physical parameters of the data set (viscosity, seed, ...).
-        split: Its ``n_trajectories``, the last ``n_test`` that training left alone, the ``known_frames`` behind which
-            these are predicted, and for how many ``test_steps``; what is unknown is not there.
+        split: Its ``n_trajectories``, the first ``n_train`` that were trained on, the last ``n_test`` that were left
+            alone, the ``known_frames`` behind which these are predicted, and for how many ``test_steps``; what is
+            unknown is not there.
     """
 
     fields: tuple[str, ...]

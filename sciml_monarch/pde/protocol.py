@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.pde.description import Description, origin
+from sciml_monarch.pde.description import Description, first_number, origin
 from sciml_monarch.pde.readers import Trajectories, open_trajectories
 from sciml_monarch.pde.surrogate import Surrogate
 
@@ -131,21 +131,21 @@ def make_protocol(
 def _n_unseen(description: Description, data: Trajectories) -> int:
     """How many of the last trajectories a network has not seen: all, unless it was trained on this data.
 
-    A simulation draws each trajectory from the set's seed and its number in the set, on every grid and machine. Other
-    data is taken for that of the training if attributes and number of trajectories are equal.
+    A simulation draws each trajectory from the set's seed and its number in the set, on every grid and machine; of
+    those of files whose numbers do not follow one another none is taken for unseen. Other data is taken for that of the
+    training if attributes and number of trajectories are equal.
     """
-    if origin(description.attributes) != origin(data.attributes) or "n_trajectories" not in description.split:
-        return data.n_trajectories
-    n_trained = description.split["n_trajectories"] - description.split["n_test"]
-    first, their_first = (a.get("first_trajectory_of_set") for a in (description.attributes, data.attributes))
-    if isinstance(first, int) and isinstance(their_first, int):
-        end = their_first + data.n_trajectories
-        return data.n_trajectories if end <= first else min(max(0, end - first - n_trained), data.n_trajectories)
-    return (
-        description.split["n_test"]
-        if description.split["n_trajectories"] == data.n_trajectories
-        else data.n_trajectories
-    )
+    split, n = description.split, data.n_trajectories
+    if origin(description.attributes) != origin(data.attributes) or "n_trajectories" not in split:
+        return n
+    first = first_number(description.attributes, split["n_trajectories"])
+    their_first = first_number(data.attributes, n)
+    if first is not None and their_first is not None:
+        last_trained = first + split["n_trajectories"] - split["n_test"]
+        return n if their_first + n <= first else min(max(0, their_first + n - last_trained), n)
+    if "first_trajectory_of_set" in description.attributes:
+        return 0
+    return split["n_test"] if split["n_trajectories"] == n else n
 
 
 def open_fields(path: Path, wanted: Set[tuple[str, ...]], names: Sequence[str] | None = None) -> Trajectories:

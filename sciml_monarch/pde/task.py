@@ -20,7 +20,7 @@ from sciml_monarch.monarch.structure import follow_state_dicts
 from sciml_monarch.optimization import go_on_with_schedule, make_optimizer
 from sciml_monarch.pde.base import Operator
 from sciml_monarch.pde.data import PairData, TrajectoryData
-from sciml_monarch.pde.description import Description, origin
+from sciml_monarch.pde.description import Description, first_number, origin
 from sciml_monarch.pde.graph import GraphedLoss
 from sciml_monarch.pde.metrics import relative_l2, relative_l2_per_step
 from sciml_monarch.pde.precision import MatmulPrecision, ProductPrecision
@@ -334,13 +334,16 @@ class PDETask(L.LightningModule):
         }
         both = (theirs.attributes, ours.attributes)
         found["attributes"] = origin(both[0]), origin(both[1])
-        first = "first_trajectory_of_set"
-        found[first] = both[0].get(first), both[1].get(first)
-        known = theirs.split.keys() & ours.split.keys()  # some came later
+        # some came later; what only the test is made of may change
+        known = {"n_trajectories", "n_train", "n_test"} & theirs.split.keys() & ours.split.keys()
         found["split"] = {k: theirs.split[k] for k in known}, {k: ours.split[k] for k in known}
+        if "n_trajectories" in known:
+            their_first, our_first = (first_number(d.attributes, d.split["n_trajectories"]) for d in (theirs, ours))
+            found["first trajectory"] = their_first, our_first
         for name, (their, our) in found.items():
             if isinstance(their, dict) and isinstance(our, dict):
-                different = [k for k in their.keys() | our.keys() if their.get(k) != our.get(k)]
+                # as texts: what is no number is not equal to itself
+                different = [k for k in their.keys() | our.keys() if repr(their.get(k)) != repr(our.get(k))]
                 their, our = ({k: side.get(k) for k in sorted(different)} for side in (their, our))
             if their != our:
                 raise InputError(
@@ -355,9 +358,6 @@ class PDETask(L.LightningModule):
             InputError: Schedule, data, network, arguments, averaging or ``increment`` differ from those of the
                 checkpoint.
         """
-        go_on_with_schedule(checkpoint, self.optimization, self._trainer)
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
-            self._refuse_other_data(Description.from_dict(checkpoint[CHECKPOINT_KEY]["description"]))
         theirs, ours = checkpoint[CHECKPOINT_KEY], surrogate_config(self.surrogate)
         known = {name: p.default for name, p in inspect.signature(type(self.network)).parameters.items()}
         later = {name: known.get(name) for name in ours["arguments"].keys() - theirs["arguments"].keys()}
@@ -376,6 +376,9 @@ class PDETask(L.LightningModule):
                 f"ema_decay is {self.ema_decay}, but the checkpoint was trained "
                 f"{'without' if self.ema_decay is not None else 'with'} averaging; resume as it was started"
             )
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._refuse_other_data(Description.from_dict(checkpoint[CHECKPOINT_KEY]["description"]))
+        go_on_with_schedule(checkpoint, self.optimization, self._trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what :func:`sciml_monarch.load` needs to rebuild the network."""

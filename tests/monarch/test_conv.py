@@ -81,6 +81,15 @@ def test_convolution_exports():
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
+def test_convolution_exports_for_all_grids():
+    layer = MonarchConv1x1(MonarchLinear(8, 12, blocks=2), (1, 1))
+    axes = {i: torch.export.Dim(name, min=4) for i, name in ((2, "h"), (3, "w"))}
+    program = torch.export.export(layer, (torch.randn(3, 8, 40, 40),), dynamic_shapes=(axes,))
+    for shape in ((3, 8, 6, 50), (3, 8, 60, 40)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program.module()(x), layer(x))
+
+
 def by_factors(layer, x):
     d = len(layer.stride)
     return layer.linear(x.movedim(-d - 1, -1)).movedim(-1, -d - 1)

@@ -293,13 +293,21 @@ def test_going_on_with_other_data_is_refused(vorticity_folder, tmp_path):
         (simulated("seed", seed=1), "with attributes {'seed': 0}, but this has {'seed': 1}"),
         (changed("n_steps", 2), "with n_steps 3, but this has 2"),
         (changed("n_test", 1), "with split {'n_test': 2}, but this has {'n_test': 1}"),
+        (changed("n_train", 4), "with split {'n_train': 6}, but this has {'n_train': 4}"),
     ):
         with pytest.raises(InputError, match=f"the checkpoint was trained on data {message}"):
             train(source, resume=True)
     state = torch.load(tmp_path / LAST, weights_only=True)
-    state[CHECKPOINT_KEY]["description"]["attributes"] |= {"device": "another", "version": "another"}
+    state[CHECKPOINT_KEY]["description"]["attributes"] |= {
+        "device": "another",
+        "version": "another",
+        "missing": math.nan,
+    }
     torch.save(state, tmp_path / LAST)
-    train(data(vorticity_folder), resume=True)
+    source = data(vorticity_folder)
+    source.source.attributes["missing"] = math.nan
+    source.loader = Loader(preload=True, test_steps=2)  # of which only the test is another
+    train(source, resume=True)
 
 
 @pytest.mark.parametrize("refused", [False, True])

@@ -1,5 +1,6 @@
 """Which trajectories a test may have: those that the training has not seen, whatever file they are in."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,49 @@ def test_nothing_is_left_of_a_part_that_was_trained_on(trained, tmp_path):
     simulate(out=tmp_path / "part", **SET | {"n_trajectories": 3})
     with pytest.raises(InputError, match="left its last 0 trajectories for the test"):
         indices(trained, tmp_path / "part")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Three files of two trajectories, and folders of some of them."""
+    whole = tmp_path_factory.mktemp("shards") / "whole"
+    simulate(out=whole, **SET | {"shard_size": 2})
+    files = sorted(whole.iterdir())
+    for name, kept in (("last_two", (1, 2)), ("ends", (0, 2))):
+        (whole.parent / name).mkdir()
+        for i in kept:
+            (whole.parent / name / files[i].name).symlink_to(files[i])
+    return {"whole": whole, "last": files[2], "last_two": whole.parent / "last_two", "ends": whole.parent / "ends"}
+
+
+@pytest.mark.parametrize(
+    ("source", "parts", "tested", "expected"),
+    [
+        ("last", (1, 0, 1), "whole", range(5, 6)),
+        ("last_two", (2, 1, 1), "whole", range(5, 6)),
+        ("whole", (3, 1, 2), "last", range(2)),
+        ("whole", (3, 1, 2), "last_two", range(2, 4)),
+        ("last_two", (2, 1, 1), "last", range(1, 2)),
+        ("whole", (3, 1, 2), "ends", None),  # whose numbers do not follow one another
+    ],
+    ids=str,
+)
+def test_files_of_a_set_know_their_place_in_it(shards, source, parts, tested, expected):
+    description = TrajectoryData(shards[source], *parts, n_history=2, n_steps=2, batch_size=1).description
+    network = Surrogate(FNO(2, 1, 4, (4, 4), n_layers=1), description)
+    if expected is not None:
+        assert indices(network, shards[tested]) == expected
+        return
+    with pytest.raises(InputError, match="left its last 0 trajectories"):
+        indices(network, shards[tested])
+
+
+def test_checkpoints_of_whole_folders_from_before_are_known_by_the_number_of_their_set(trained, shards):
+    description = dataclasses.replace(trained.description, attributes=dict(trained.description.attributes))
+    del description.attributes["first_trajectory"]
+    old = Surrogate(trained.net, description)
+    assert indices(old, shards["whole"]) == range(4, 6)
+    assert indices(old, shards["last"]) == range(2)
 
 
 def test_another_machine_makes_no_other_trajectories(trained, tmp_path):

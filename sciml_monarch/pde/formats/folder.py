@@ -9,6 +9,7 @@ import numpy as np
 
 from sciml_monarch.errors import InputError
 from sciml_monarch.pde.formats.base import Layout, Trajectories
+from sciml_monarch.reading import Attribute
 
 _N_OPEN = 16  # files kept open at a time: operating systems allow some hundred to a process
 
@@ -16,7 +17,7 @@ _N_OPEN = 16  # files kept open at a time: operating systems allow some hundred 
 class Folder(Trajectories):
     """Trajectories of several files with the same fields, grid and times, numbered through in that order.
 
-    Parameters that differ between the files are left out of ``attributes``.
+    Parameters that differ between the files are left out of ``attributes``, but for the number of the first trajectory.
 
     Args:
         folder: Where the files lie, for messages.
@@ -46,7 +47,8 @@ class Folder(Trajectories):
                 name: value
                 for name, value in first.attributes.items()
                 if all(shard.attributes.get(name) == value for shard in shards)
-            },
+            }
+            | _first_of(shards),
         )
         super().__init__(folder, layout)
 
@@ -66,6 +68,15 @@ class Folder(Trajectories):
         for number in self._open:
             self._shards[number].close()
         self._open = []
+
+
+def _first_of(shards: Sequence[Trajectories]) -> dict[str, Attribute]:
+    """Number of the first trajectory in the set that all are of, if files of a simulation follow one another."""
+    firsts = [shard.attributes.get("first_trajectory") for shard in shards]
+    numbers = [first for first in firsts if isinstance(first, int)]
+    sizes = [shard.n_trajectories for shard in shards]
+    expected = [numbers[0] + n for n in (0, *accumulate(sizes[:-1]))] if numbers else []
+    return {"first_trajectory": numbers[0]} if numbers and numbers == expected else {}
 
 
 def _check_same(what: str, first: Trajectories, other: Trajectories) -> None:
