@@ -203,16 +203,17 @@ def go_on_with_schedule(checkpoint: dict[str, Any], options: Optimization, train
         of_epoch = steps / trainer.max_epochs
         if of_epoch != theirs_of_epoch:
             raise InputError(
-                f"an epoch has {of_epoch:g} steps, but the checkpoint's had {theirs_of_epoch:g}; resume with the "
+                f"an epoch has {of_epoch:g} steps, but the checkpoint's had {theirs_of_epoch}; resume with the "
                 "batches and trajectories that it was started with"
             )
     _stretch(checkpoint["lr_schedulers"][0], checkpoint["optimizer_states"][0]["param_groups"], int(steps))
 
 
-def _steps_of_epoch(checkpoint: dict[str, Any]) -> float | None:
+def _steps_of_epoch(checkpoint: dict[str, Any]) -> int | None:
     """Steps of the optimizer in an epoch of a training that was stopped behind one; else it is not known."""
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    return checkpoint["global_step"] / (checkpoint["epoch"] + 1) if progress["is_last_batch"] else None
+    steps, rest = divmod(checkpoint["global_step"], checkpoint["epoch"] + 1)
+    return steps if progress["is_last_batch"] and not rest else None
 
 
 def _stretch(schedule: dict[str, Any], groups: list[dict[str, Any]], steps: int) -> None:
