@@ -2,6 +2,7 @@
 
 import statistics
 from pathlib import Path
+from typing import Any
 
 from reproduce_navier_stokes_table import Row, furthest
 
@@ -22,7 +23,9 @@ def changes(base: str) -> dict[str, str]:
 def ablation(rows: list[Row]) -> str:
     """Markdown: a table for each base and number of epochs, validated or tested; empty where no such row is finished.
 
-    Errors are means over the seeds that a row and the unchanged one both have.
+    Errors are means over the seeds that a row and the unchanged one both have. Times are compared between trainings
+    of one version of the code, as many of them side by side; of an unchanged row that was trained by several versions
+    the first counts for errors.
 
     Args:
         rows: As of :func:`reproduce_navier_stokes_table.table`.
@@ -31,13 +34,14 @@ def ablation(rows: list[Row]) -> str:
         InputError: See :func:`reproduce_navier_stokes_table.furthest`.
     """
     finished = [row for row in furthest(rows) if row["finished"]]
+    timed = [row for row in rows if row["finished"]]
     parts = []
     for base, what in BASES.items():
         own = [row for row in finished if row["row"] in changes(base)]
         kinds = {(_epochs(row), row["validation"]) for row in own if row["row"] != base}  # a base alone shows no change
         if kinds:
             parts += [f"### One change a row, {what}"]
-            parts += [_one(own, base, *kind) for kind in sorted(kinds, reverse=True)]
+            parts += [_one(own, timed, base, *kind) for kind in sorted(kinds, reverse=True)]
     return "\n\n".join(parts)
 
 
@@ -46,30 +50,49 @@ def _epochs(row: Row) -> int:
     return int(row["epochs"] + row.get("epochs_of_first", 0))
 
 
-def _one(rows: list[Row], unchanged: str, epochs: int, validation: int) -> str:
+def _relative_time(rows: list[Row], timed: list[Row], unchanged: str) -> str:
+    """Mean wall clock of trainings relative to unchanged ones of the same version, validation and neighbours."""
+
+    def kind(row: Row) -> tuple[Any, ...]:
+        return _epochs(row), *(row[k] for k in ("validation", "commit", "device", "trainings_on_the_device"))
+
+    base = {kind(row): row["wall_seconds"] for row in timed if row["row"] == unchanged}
+    ratios = [row["wall_seconds"] / base[kind(row)] for row in rows if kind(row) in base]
+    return f"{statistics.mean(ratios):.2f}" if ratios else ""
+
+
+def _one(rows: list[Row], timed: list[Row], unchanged: str, epochs: int, validation: int) -> str:
     key, what = ("validation_relative_l2", "validation") if validation else ("relative_l2", "test")
     held_out = f", {validation} training trajectories held out for validation" if validation else ""
     own = [row for row in rows if (_epochs(row), row["validation"]) == (epochs, validation)]
-    base = {row["seed"]: row[key] for row in own if row["row"] == unchanged}
+    base = {row["seed"]: row for row in own if row["row"] == unchanged}
     lines = [
         f"{epochs} epochs{held_out}:",
         "",
-        f"| change | parameters | seeds | {what} | against no change | last loss | wall clock (s) |",
-        "|---|---|---|---|---|---|---|",
+        f"| change | parameters | seeds | {what} | against no change | averaged over symmetries | against no change "
+        "| last loss | time against no change |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, changed in changes(unchanged).items():
         found = [row for row in own if row["row"] == name]
         if not found:
             continue
         both = [row for row in found if row["seed"] in base]
-        mean = statistics.mean(row[key] for row in both or found)
-        against = ""
-        if both and name != unchanged:
-            against = f"{100 * (mean / statistics.mean(base[row['seed']] for row in both) - 1):+.1f} %"
-        loss = statistics.mean(row["train_loss"][-1] for row in both or found)
-        seconds = statistics.mean(row["wall_seconds"] for row in both or found)
-        lines.append(
-            f"| {changed} | {found[0]['n_parameters']:,} | {len(both or found)} | {mean:.4f} | {against} "
-            f"| {loss:.4f} | {seconds:.0f} |"
-        )
+        shown = both or found
+        references = [base[row["seed"]] for row in both] if name != unchanged else []
+        cells = [changed, f"{found[0]['n_parameters']:,}", str(len(shown))]
+        cells += _error(shown, references, key) + _error(shown, references, f"symmetrized_{key}")
+        cells += [f"{statistics.mean(row['train_loss'][-1] for row in shown):.4f}"]
+        cells += ["" if name == unchanged else _relative_time(shown, timed, unchanged)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _error(rows: list[Row], references: list[Row], key: str) -> list[str]:
+    """The mean error of trainings, and by how much it differs from that of unchanged ones; empty where not measured."""
+    if any(key not in row for row in rows):
+        return ["", ""]
+    mean = statistics.mean(row[key] for row in rows)
+    if not references or any(key not in row for row in references):
+        return [f"{mean:.4f}", ""]
+    return [f"{mean:.4f}", f"{100 * (mean / statistics.mean(row[key] for row in references) - 1):+.1f} %"]

@@ -120,29 +120,32 @@ def test_rows_of_one_change_differ_in_one_argument(program, tables, base):
 
 def test_changes_are_compared_at_equal_epochs_and_seeds(tables):
     def trial(name, seed, error, **others):
-        return row_of(name, seed, validation=100, finished=True, validation_relative_l2=error, **others) | {
-            "train_loss": [0.2, 0.1],
-            "wall_seconds": 60.0,
-        }
+        seconds = {"train_loss": [0.2, 0.1], "wall_seconds": 60.0, "symmetrized_validation_relative_l2": error / 2}
+        return row_of(name, seed, validation=100, finished=True, validation_relative_l2=error) | seconds | others
 
     base, other, tuned = "residual_1e-5", "residual_no_norm_1e-5", "residual_fine_tuned_1e-5"
+    single = "residual_single_step_1e-5"
     rows = [
         trial(base, 0, 0.10),
         trial(base, 1, 0.14),
-        trial(other, 0, 0.11),
+        trial(other, 0, 0.11, wall_seconds=90.0),
         trial(tuned, 1, 0.07, epochs=100, epochs_of_first=400),
         trial(other, 0, 0.3, epochs=50),
+        trial(base, 0, 0.9, commit="later", wall_seconds=20.0),
+        trial(single, 0, 0.12, commit="later", wall_seconds=10.0),
         row_of(base, 0, done=30),
         row_of(other, 0, 0.2),
     ]
     text = tables.ablation(rows)
     _, held, tested, short = text.split(" epochs")
     assert "100 training trajectories held out for validation" in held
-    assert "| nothing | 1,000 | 2 | 0.1200 |  | 0.1000 | 60 |" in held
-    assert "| no normalisation | 1,000 | 1 | 0.1100 | +10.0 % | 0.1000 | 60 |" in held
-    assert "| 1,000 | 1 | 0.0700 | -50.0 % |" in held
-    assert "| no normalisation | 1,000 | 1 | 0.2000 |  |" in tested
-    assert "| no normalisation | 1,000 | 1 | 0.3000 |  |" in short
+    assert "| nothing | 1,000 | 2 | 0.1200 |  | 0.0600 |  | 0.1000 |  |" in held
+    assert "| no normalisation | 1,000 | 1 | 0.1100 | +10.0 % | 0.0550 | +10.0 % | 0.1000 | 1.50 |" in held
+    assert "| 1,000 | 1 | 0.0700 | -50.0 % | 0.0350 | -50.0 % | 0.1000 | 1.00 |" in held
+    # one of a later version has its error against the first unchanged one, its time against that of its version
+    assert "| 1,000 | 1 | 0.1200 | +20.0 % | 0.0600 | +20.0 % | 0.1000 | 0.50 |" in held
+    assert "| no normalisation | 1,000 | 1 | 0.2000 |  |  |  |" in tested
+    assert "| no normalisation | 1,000 | 1 | 0.3000 |  | 0.1500 |  | 0.1000 |  |" in short
     assert tables.ablation([row_of(base, 0, done=30)]) == ""
 
 
