@@ -146,9 +146,35 @@ class _State:
             towards = preconditioner @ basis
             values = (basis.conj() * towards).sum(-2)  # Rayleigh quotients (batch, columns)
             order = (values.real if self.is_complex else values).argsort(-1, descending=True)
-            self[f"{side}_basis"] = torch.linalg.qr(towards.gather(-1, order.unsqueeze(-2).expand_as(towards))).Q
+            self[f"{side}_basis"] = orthonormal(towards.gather(-1, order.unsqueeze(-2).expand_as(towards)))
             variance = self["second_moment"]
             self["second_moment"] = variance.gather(axis, order.unsqueeze(-1 if axis == -2 else -2).expand_as(variance))
+
+
+def orthonormal(matrices: Tensor) -> Tensor:
+    """Orthonormal columns ``(batch, n, n)`` that span what the columns up to each of ``(batch, n, n)`` matrices span.
+
+    Those of a QR decomposition, up to phases. On a GPU, where that takes one matrix after the other, of all of them at
+    once by two Cholesky decompositions of ``A^H A`` (CholeskyQR2: Y. Yamamoto et al., 2015), and by QR of the few whose
+    columns depend too much on each other for that. Columns of an orthogonal iteration hardly do.
+    """
+    return by_cholesky(matrices) if matrices.is_cuda else torch.linalg.qr(matrices).Q
+
+
+def by_cholesky(matrices: Tensor) -> Tensor:
+    """:func:`orthonormal` as on a GPU."""
+    columns = matrices
+    for _ in range(2):
+        # of length one: columns of an orthogonal iteration are as long as their eigenvalues
+        columns = columns / torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
+        factor = torch.linalg.cholesky_ex(columns.mH @ columns).L
+        columns = torch.linalg.solve_triangular(factor.mH, columns, upper=True, left=False)
+    identity = torch.eye(columns.shape[-1], dtype=columns.dtype, device=columns.device)
+    deviation = (columns.mH @ columns - identity).abs().amax((-2, -1))
+    failed = ~(deviation < 100 * torch.finfo(columns.dtype).eps)  # true of what is not a number
+    if failed.any():
+        columns[failed] = torch.linalg.qr(matrices[failed]).Q
+    return columns
 
 
 def _eigenvectors(gram: Tensor) -> Tensor:

@@ -190,6 +190,51 @@ def test_layers_cannot_be_replaced_in_a_training_with_soap():
         check_optimizers([Soap({nn.Parameter(torch.eye(3)): "rows"}, [])])
 
 
+def iterated(shape, dtype):
+    """What an orthogonal iteration makes orthonormal: a preconditioner's product with what were its eigenvectors."""
+    steps = [torch.randn(shape, dtype=dtype) * torch.logspace(0, -2, shape[-1]) for _ in range(2)]
+    before, now = (g @ g.mH for g in steps)
+    return (0.6 * before + 0.4 * now) @ soap._eigenvectors(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64])
+def test_cholesky_finds_the_columns_of_qr(dtype, monkeypatch):
+    matrices = iterated((7, 24, 24), dtype)
+    expected = torch.linalg.qr(matrices).Q
+    monkeypatch.setattr(torch.linalg, "qr", None)
+    found = soap.by_cholesky(matrices)
+    eps = torch.finfo(dtype).eps
+    identity = torch.eye(24, dtype=dtype).expand(7, 24, 24)
+    torch.testing.assert_close(found.mH @ found, identity, rtol=0, atol=20 * eps)
+    # signs and phases are anyone's
+    torch.testing.assert_close((expected.mH @ found).abs(), identity.abs(), rtol=0, atol=1e4 * eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_columns_that_depend_on_each_other_are_left_to_qr(dtype):
+    matrices = iterated((4, 12, 12), dtype)
+    matrices[1] = 0
+    matrices[2] = torch.outer(matrices[2, :, 0], matrices[2, 0].conj())
+    found = soap.by_cholesky(matrices)
+    identity = torch.eye(12, dtype=dtype).expand(4, 12, 12)
+    torch.testing.assert_close(found.mH @ found, identity, rtol=0, atol=2e-5)
+    assert torch.equal(found[1:3], torch.linalg.qr(matrices[1:3]).Q)
+    matrices[3] = torch.nan  # of a training that diverges, which the task says
+    assert soap.by_cholesky(matrices)[3].isnan().any()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_bases_on_a_gpu_are_those_on_a_cpu(dtype):
+    matrices = iterated((64, 48, 48), dtype)
+    matrices[1] = torch.outer(matrices[1, :, 0], matrices[1, 0].conj())
+    found = soap.orthonormal(matrices.cuda()).cpu()
+    identity = torch.eye(48, dtype=dtype).expand(64, 48, 48)
+    torch.testing.assert_close(found.mH @ found, identity, rtol=0, atol=2e-5)
+    products = (torch.linalg.qr(matrices).Q.mH @ found).abs()
+    torch.testing.assert_close(products[2:], identity.abs()[2:], rtol=0, atol=1e-2)
+
+
 @pytest.mark.cuda
 def test_a_step_on_a_gpu_is_that_on_a_cpu():
     steps = gradients((6, 6))
