@@ -24,14 +24,15 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def speed() -> str:
-    """Time of the data set and of a training epoch."""
+    """Time of the data set, and of training steps as `auto` takes them."""
     seconds = float((RUN / "simulate_seconds.txt").read_text())
-    lines = [
-        f"Simulating the set (1,200 trajectories, 256², T = 20 s), the whole command: {seconds:.0f} s.",
-        "",
-        "| epoch of 50 batches, 10-step roll-out | precision | seconds | peak memory (GB) |",
-        "|---|---|---|---|",
-    ]
+    simulating = f"Simulating the set (1,200 trajectories, 256², T = 20 s), the whole command: {seconds:.0f} s."
+    return f"{simulating}\n\n{fast.networks()}"
+
+
+def epochs() -> str:
+    """Time of a training epoch with CUDA graphs, without, and compiled."""
+    lines = ["| epoch of 50 batches, 10-step roll-out | precision | seconds | peak memory (GB) |", "|---|---|---|---|"]
     for row in rows_of(ROOT / "results/benchmark_training.json"):
         how = ["CUDA graph"] * row["cuda_graph"] + ["torch.compile"] * row["compile_net"] or ["eager"]
         lines.append(
@@ -61,6 +62,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "coils": partial(mri.coils, "benchmark_coils_cpu.json", "benchmark_coils_h200.json"),
         "speed_cpu": partial(fast.works, "benchmark_cpu.json"),
         "speed_h200_thin": partial(fast.works, "speed_h200_thin/first.json"),
+        "epochs": epochs,
         "inverse_ffts": inverse_ffts,
         "channel_maps": partial(fast.channel_maps, "compare_channel_maps_cpu.json"),
     },
@@ -96,6 +98,9 @@ TABLES["results/speed_h200/README.md"] = {
     "products": partial(fast.products, "speed_h200/compare_products.json"),
     "pointwise": partial(fast.pointwise, "speed_h200/compare_pointwise.json"),
     "gated": partial(fast.pointwise, "speed_h200/compare_gated.json"),
+    "pointwise_bf16": partial(fast.pointwise, "speed_h200/compare_pointwise_bf16.json"),
+    "channel_maps": partial(fast.channel_maps, "speed_h200/compare_channel_maps.json"),
+    "rows": fast.steps,
     **{kind: partial(fast.works, f"speed_h200/{kind}.json") for kind in ("spectral", "fno", "linear", "transform")},
     "sweep": partial(fast.sweep, "speed_h200/sweep.json"),
 }

@@ -10,11 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmark_rows import table as steps_table
 from compare_channel_maps import table as channel_maps_table
 from compare_pointwise import table as pointwise_table
 from compare_products import table as products_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+TITLES = {  # of rows of the Navier-Stokes table whose steps were timed, and their batches
+    "fno_1e-5": ("FNO", 20),
+    "monarch_fno_1e-5": ("MonarchFNO", 20),
+    "unet_1e-5": ("U-Net", 20),
+    "one_step_gated_1e-5": ("ResidualMonarchFNO of 19 million parameters, products in TF32", 50),
+}
 THEIRS = ("SpectralConv", "FFT form", "FNO", "F.linear", "FFT, centred by shifts", "FFT, not centred")
 
 
@@ -174,6 +181,30 @@ def _ours(target: Target, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]
 def pointwise(file: str) -> str:
     """Maps of channels by their kernels and by torch."""
     return pointwise_table(json.loads((RESULTS / file).read_text())["rows"])
+
+
+def _steps() -> list[dict[str, Any]]:
+    files = ("rows.json", "rows_others.json")
+    return [row for file in files for row in json.loads((RESULTS / "speed_h200" / file).read_text())["rows"]]
+
+
+def steps() -> str:
+    """Training steps of rows of the Navier-Stokes table, by precision and kernels."""
+    return steps_table(_steps())
+
+
+def networks() -> str:
+    """Training steps by network, with the kernels that ``auto`` takes."""
+    lines = [
+        "| loss and gradients of a batch as a CUDA graph, ms a predicted frame | batch | float32 | bf16-mixed |",
+        "|---|---|---|---|",
+    ]
+    # in bfloat16 `auto` takes the kernels since they were timed; networks that have none were timed with it alone
+    found = {(row["row"], row["precision"], row["backend"]): row["milliseconds"] for row in _steps()}
+    for row, (title, batch) in TITLES.items():
+        mixed = found.get((row, "bf16", "triton"), found.get((row, "bf16", "auto")))
+        lines.append(f"| {title} | {batch} | {found[row, 'row', 'auto']:.2f} | {mixed:.2f} |")
+    return "\n".join(lines)
 
 
 def channel_maps(file: str) -> str:

@@ -13,6 +13,7 @@ MOST_OUTPUTS = 16  # of a perceptron
 # what `auto` takes, timed on an H200 (results/speed_h200), channels padded but the last ones
 TIMED_PERCEPTRONS = ((32, 128, 1), (64, 128, 1))
 MOST_TIMED = 64  # channels of a linear map
+TIMED_DTYPES = (torch.float32, torch.bfloat16)
 LARGE = 2**26  # numbers of a field from which on the time counts that a GPU takes, not that to begin a kernel
 MOST_GATED = 64  # channels of a gated perceptron, padded: three matrices and three of their gradients
 
@@ -60,7 +61,7 @@ def wants_gated(x: Tensor, up: Tensor, down: Tensor) -> bool:
     Raises:
         InputError: Kernels are asked for and cannot take ``x``.
     """
-    return gated_fits(up, down) and wants_triton(x, measured_faster=x.dtype == torch.float32)
+    return gated_fits(up, down) and wants_triton(x, measured_faster=x.dtype in TIMED_DTYPES)
 
 
 def linear_asked(x: Tensor, channels: Sequence[int]) -> bool:
@@ -75,7 +76,7 @@ def linear_asked(x: Tensor, channels: Sequence[int]) -> bool:
     """
     if backend() != "auto":
         return backend() == "triton"
-    if x.dtype != torch.float32 or max(map(padded, channels)) > MOST_TIMED:
+    if x.dtype not in TIMED_DTYPES or max(map(padded, channels)) > MOST_TIMED:
         return False
     return _in_graph_or_large(x)
 
@@ -89,7 +90,8 @@ def perceptron_asked(x: Tensor, w1: Tensor, w2: Tensor) -> bool:
     if backend() != "auto":
         return backend() == "triton"
     sizes = padded(w1.shape[1]), padded(w1.shape[0]), len(w2)
-    return x.is_cuda and x.dtype == torch.float32 and sizes in TIMED_PERCEPTRONS
+    timed = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and is_replayed())
+    return x.is_cuda and timed and sizes in TIMED_PERCEPTRONS
 
 
 def wants_linear(x: Tensor, weight: Tensor, was_asked: bool) -> bool:

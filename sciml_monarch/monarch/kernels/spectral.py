@@ -25,6 +25,8 @@ from sciml_monarch.monarch.kernels.backend import (
 from sciml_monarch.monarch.kernels.spectral_layout import Activation, sizes
 from sciml_monarch.monarch.kernels.spectral_operators import OPERATORS, operations, plain_synthesis
 
+MOST_TIMED_BFLOAT16 = 2**24  # numbers of a field
+
 
 def spectral_analysis(field: Tensor, matrices: Sequence[Tensor], source: Tensor | None = None) -> Tensor:
     """Transforms all axes of real fields, keeping only some modes. Computes in autocast's dtype.
@@ -107,11 +109,16 @@ def _asked(like: Tensor, n_points: int | None = None) -> bool:
 
 
 def _pays(like: Tensor, n_points: int) -> bool:
-    """What ``auto`` stands for, measured on an H200 in float32 (``results/speed_h200/``).
+    """What ``auto`` stands for, measured on an H200 (``results/speed_h200/``).
 
-    The GPU takes less time for the kernels at all sizes; the processor takes longer to begin them.
+    The GPU takes less time for the kernels at all sizes in float32, and in bfloat16 at those that were timed, as parts
+    of training steps in CUDA graphs without a compiler; the processor takes longer to begin them.
     """
-    if backend() != "auto" or not like.is_cuda or like.dtype != torch.float32:
+    if backend() != "auto" or not like.is_cuda:
+        return False
+    if like.dtype == torch.bfloat16:
+        return is_replayed() and not torch.compiler.is_compiling() and n_points <= MOST_TIMED_BFLOAT16
+    if like.dtype != torch.float32:
         return False
     if is_replayed() or torch.compiler.is_compiling():
         return is_replayed()

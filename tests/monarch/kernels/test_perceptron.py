@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import conv1d, gelu
 
 from sciml_monarch.errors import InputError
-from sciml_monarch.monarch.kernels.backend import use_backend
+from sciml_monarch.monarch.kernels.backend import replayed, use_backend
 from sciml_monarch.monarch.kernels.pointwise import perceptron_asked, perceptron_fits
 from sciml_monarch.pde import pointwise
 from sciml_monarch.pde.pointwise import pointwise_mlp
@@ -156,6 +156,9 @@ def test_auto_takes_the_kernels_where_they_were_timed():
     assert not any(asked(*sizes) for sizes in ((16, 128), (65, 128), (32, 64), (32, 129), (32, 128, 2)))
     assert not asked(32, 128, device="cpu")
     assert not asked(32, 128, dtype=torch.bfloat16)
+    with replayed():
+        assert asked(32, 128, dtype=torch.bfloat16)
+        assert not asked(32, 128, dtype=torch.float16)
 
 
 @needs_triton

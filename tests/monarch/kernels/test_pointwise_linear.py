@@ -144,7 +144,8 @@ def test_auto_takes_the_kernel_where_it_was_timed():
         assert not asked(width=65)
         assert not asked(outputs=65)
         assert not asked(kind="cpu")
-        assert not asked(dtype=torch.bfloat16)
+        assert asked(dtype=torch.bfloat16)
+        assert not asked(dtype=torch.float16)
         with use_backend("torch"):
             assert not asked()
     assert not asked()

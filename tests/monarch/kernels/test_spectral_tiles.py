@@ -195,7 +195,14 @@ def test_auto_is_for_what_was_measured(shape, graph, precision, kernels, monkeyp
             with use_backend("torch"):
                 assert not spectral._asked(field)
         field.dtype = torch.bfloat16
-        assert not spectral._asked(field)
+        with replayed() if graph else nullcontext():
+            assert spectral._asked(field) == graph
+        with replayed():
+            assert spectral._asked(field, 2**24)
+            assert not spectral._asked(field, 2**24 + 1)
+        field.dtype = torch.float16
+        with replayed():
+            assert not spectral._asked(field)
     finally:
         torch.set_float32_matmul_precision(before)
 
