@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.navier_stokes_runs import row_of
+
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
@@ -63,3 +65,20 @@ def test_a_target_is_reached_by_speed_and_accuracy(milliseconds, error, reached,
     ]
     assert f"| 5.0x | {reached} | Monarch, auto |" in speed._target_line(target, rows)
     assert "not measured" in speed._target_line(target, rows[2:])
+
+
+def test_rows_of_fewer_trajectories_stand_by_steps_and_by_epochs(monkeypatch):
+    monkeypatch.syspath_prepend(README.parent / "scripts")
+    flow = importlib.import_module("make_tables_navier_stokes")
+    rows = [
+        row_of("fno_100_1e-5", 0, 0.3, epochs=5000),
+        row_of("fno_100_1e-5", 0, 0.2),
+        row_of("fno_1e-5", 0, 0.1),
+        row_of("monarch_fno_300_1e-5", 0, 0.15, epochs=1667),
+    ]
+    monkeypatch.setattr(flow, "_rows", lambda: rows)
+    text = flow.numbers_of_trajectories()
+    assert "| FNO | as many steps | 0.3000 | not yet | 0.1000 (1 of 3 seeds) |" in text
+    assert "| FNO | 500 epochs | 0.2000 | not yet | 0.1000 (1 of 3 seeds) |" in text
+    assert "| MonarchFNO | as many steps | not yet | 0.1500 | not yet |" in text
+    assert "| MonarchFNO | 500 epochs" not in text
