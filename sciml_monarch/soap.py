@@ -155,23 +155,28 @@ def orthonormal(matrices: Tensor) -> Tensor:
     """Orthonormal columns ``(batch, n, n)`` that span what the columns up to each of ``(batch, n, n)`` matrices span.
 
     Those of a QR decomposition, up to phases. On a GPU, where that takes one matrix after the other, of all of them at
-    once by two Cholesky decompositions of ``A^H A`` (CholeskyQR2: Y. Yamamoto et al., 2015), and by QR of the few whose
-    columns depend too much on each other for that. Columns of an orthogonal iteration hardly do.
+    once by two Cholesky decompositions of ``A^H A`` (CholeskyQR2: Y. Yamamoto et al., 2015), and by QR of those whose
+    columns depend too much on each other for that.
     """
     return by_cholesky(matrices) if matrices.is_cuda else torch.linalg.qr(matrices).Q
 
 
 def by_cholesky(matrices: Tensor) -> Tensor:
-    """:func:`orthonormal` as on a GPU."""
-    columns = matrices
+    """:func:`orthonormal` as on a GPU.
+
+    In double precision: ``A^H A`` squares a condition number that is up to a few thousand in the columns of an
+    orthogonal iteration, and products of float32 may be TF32's.
+    """
+    columns = matrices.to(torch.promote_types(matrices.dtype, torch.float64))
     for _ in range(2):
         # of length one: columns of an orthogonal iteration are as long as their eigenvalues
         columns = columns / torch.linalg.vector_norm(columns, dim=-2, keepdim=True)
         factor = torch.linalg.cholesky_ex(columns.mH @ columns).L
         columns = torch.linalg.solve_triangular(factor.mH, columns, upper=True, left=False)
     identity = torch.eye(columns.shape[-1], dtype=columns.dtype, device=columns.device)
-    deviation = (columns.mH @ columns - identity).abs().amax((-2, -1))
-    failed = ~(deviation < 100 * torch.finfo(columns.dtype).eps)  # true of what is not a number
+    deviation = torch.linalg.matrix_norm(columns.mH @ columns - identity)
+    failed = ~(deviation < 10 * len(identity) * torch.finfo(matrices.dtype).eps)  # true of what is not a number
+    columns = columns.to(matrices.dtype)
     if failed.any():
         columns[failed] = torch.linalg.qr(matrices[failed]).Q
     return columns

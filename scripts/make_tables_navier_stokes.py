@@ -20,6 +20,7 @@ TITLES = {
     "monarch_fno_symmetry_1e-5": "MonarchFNO, symmetries as augmentation",
     "one_step_gated_1e-5": "ResidualMonarchFNO on single steps, symmetries as augmentation",
 }
+NUMBERS = (100, 300, 1000)  # of trajectories
 FEWER = {  # trained on fewer trajectories too
     "fno": TITLES["fno_1e-5"],
     "monarch_fno": TITLES["monarch_fno_1e-5"],
@@ -84,17 +85,21 @@ def state_of_the_art() -> str:
 
 
 def numbers_of_trajectories() -> str:
-    """Networks trained on fewer trajectories, for as many steps as on 1,000 or for as many epochs."""
-    rows = rows_table.furthest(_rows())
-    numbers = {"100": "_100", "300": "_300", "1,000": ""}
-    lines = [f"| network | trained for | {' | '.join(numbers)} |", "|---" * (len(numbers) + 2) + "|"]
+    """Networks trained on fewer trajectories, for as many steps as the longest training on 1,000, or as many epochs."""
+    rows = [row for row in rows_table.furthest(_rows()) if not row["validation"]]
+    lines = [f"| network | trained for | {' | '.join(f'{n:,}' for n in NUMBERS)} |", "|---" * (len(NUMBERS) + 2) + "|"]
     for network, title in FEWER.items():
-        names = [f"{network}{number}_1e-5" for number in numbers.values()]
-        of_epochs = [row for row in rows if row["epochs"] == rows_table.EPOCHS]
-        lines += [f"| {title} | as many steps | {' | '.join(rows_table.cell(name, rows) for name in names)} |"]
-        if any(rows_table.errors_of(name, of_epochs) for name in names[:-1]):
-            cells = " | ".join(rows_table.cell(name, of_epochs) for name in names)
-            lines += [f"| {title} | {rows_table.EPOCHS} epochs | {cells} |"]
+        names = {n: f"{network}{f'_{n}' * (n < max(NUMBERS))}_1e-5" for n in NUMBERS}
+        whole = names[max(NUMBERS)]
+        epochs = max((row["epochs"] for row in rows if row["row"] == whole and row["finished"]), default=0)
+        of_steps = {n: round(epochs * max(NUMBERS) / n) for n in NUMBERS}
+        for what, wanted in (("as many steps", of_steps), (f"{epochs} epochs", dict.fromkeys(NUMBERS, epochs))):
+            cells = [
+                rows_table.cell(name, [row for row in rows if (row["row"], row["epochs"]) == (name, wanted[n])])
+                for n, name in names.items()
+            ]
+            if what == "as many steps" or any(cell != NOT_YET for cell in cells[:-1]):
+                lines.append(f"| {title} | {what} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -23,9 +23,10 @@ def changes(base: str) -> dict[str, str]:
 def ablation(rows: list[Row]) -> str:
     """Markdown: a table for each base and number of epochs, validated or tested; empty where no such row is finished.
 
-    Errors are means over the seeds that a row and the unchanged one both have. Times are compared between trainings
-    of one version of the code, as many of them side by side; of an unchanged row that was trained by several versions
-    the first counts for errors.
+    Errors are means over the seeds that a row and the unchanged one both have; of an unchanged row that was trained by
+    several versions of the code the first counts. Times are those of a sample in the median epoch, and compared between
+    trainings of one version on samples of as many frames, as many trainings side by side. Which these were is not
+    known, so that a fifth more or less says little.
 
     Args:
         rows: As of :func:`reproduce_navier_stokes_table.table`.
@@ -51,14 +52,20 @@ def _epochs(row: Row) -> int:
 
 
 def _relative_time(rows: list[Row], timed: list[Row], unchanged: str) -> str:
-    """Mean wall clock of trainings relative to unchanged ones of the same version, validation and neighbours."""
+    """Of a sample in trainings relative to unchanged ones, see :func:`ablation`; empty where there are none."""
 
     def kind(row: Row) -> tuple[Any, ...]:
-        return _epochs(row), *(row[k] for k in ("validation", "commit", "device", "trainings_on_the_device"))
+        return tuple(row.get(k) for k in ("commit", "device", "trainings_on_the_device", "n_steps", "n_train"))
 
-    base = {kind(row): row["wall_seconds"] for row in timed if row["row"] == unchanged}
-    ratios = [row["wall_seconds"] / base[kind(row)] for row in rows if kind(row) in base]
-    return f"{statistics.mean(ratios):.2f}" if ratios else ""
+    def seconds(row: Row) -> float:
+        return float(row["phases"][-1]["step_seconds"] / row["batch_size"])
+
+    base: dict[tuple[Any, ...], list[float]] = {}
+    for row in timed:
+        if row["row"] == unchanged and row.get("phases"):
+            base.setdefault(kind(row), []).append(seconds(row))
+    ratios = [seconds(r) / statistics.mean(base[kind(r)]) for r in rows if r.get("phases") and kind(r) in base]
+    return f"{statistics.mean(ratios):.1f}" if ratios else ""
 
 
 def _one(rows: list[Row], timed: list[Row], unchanged: str, epochs: int, validation: int) -> str:
@@ -70,7 +77,7 @@ def _one(rows: list[Row], timed: list[Row], unchanged: str, epochs: int, validat
         f"{epochs} epochs{held_out}:",
         "",
         f"| change | parameters | seeds | {what} | against no change | averaged over symmetries | against no change "
-        "| last loss | time against no change |",
+        "| last loss | time of a sample, times no change |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, changed in changes(unchanged).items():

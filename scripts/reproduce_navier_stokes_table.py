@@ -27,8 +27,12 @@ def seeds_of(name: str) -> tuple[int, ...]:
     return SEEDS.get(name, (0,))
 
 
-def furthest(rows: list[Row]) -> list[Row]:
+def furthest(rows: list[Row], by_version: bool = False) -> list[Row]:
     """Of several records of one training the one that is furthest.
+
+    Args:
+        rows: In any order.
+        by_version: Whether what several versions of the code finished is kept of each.
 
     Raises:
         InputError: Trainings of different settings are to stand in one table.
@@ -40,10 +44,14 @@ def furthest(rows: list[Row]) -> list[Row]:
     best: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         key = (*(row[k] for k in ("row", "epochs", "seed", "validation")), row.get("epochs_of_first", 0))
+        if by_version and row["finished"]:
+            best.setdefault((*key, row["commit"]), row)
+            continue
         held = best.get(key)
         if held is None or (row["finished"], row["epochs_done"]) > (held["finished"], held["epochs_done"]):
             best[key] = row
-    return [best[key] for key in sorted(best)]
+    finished = {key[:5] for key in best if len(key) > 5}
+    return [best[key] for key in sorted(best) if len(key) > 5 or key not in finished]
 
 
 def _longest(name: str, rows: list[Row]) -> list[Row]:
@@ -98,7 +106,7 @@ def table(rows: list[Row]) -> str:
     Raises:
         InputError: See :func:`furthest`.
     """
-    rows = furthest(rows)
+    versions, rows = furthest(rows, by_version=True), furthest(rows)
     lines = [
         "Relative L2 error of the whole roll-out on the test trajectories, mean ± standard error over seeds.",
         "",
@@ -120,7 +128,7 @@ def table(rows: list[Row]) -> str:
         lines += [f"| {name} | {cell(name, rows)} |" for name in others]
     lines += _trainings("Trainings", "relative_l2", "test", [row for row in rows if not row["validation"]])
     chosen = "Trainings for choices, on fewer trajectories, not tested"
-    lines += _trainings(chosen, "validation_relative_l2", "validation", [row for row in rows if row["validation"]])
+    lines += _trainings(chosen, "validation_relative_l2", "validation", [row for row in versions if row["validation"]])
     return "\n".join(lines)
 
 

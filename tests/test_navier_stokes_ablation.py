@@ -120,19 +120,23 @@ def test_rows_of_one_change_differ_in_one_argument(program, tables, base):
 
 def test_changes_are_compared_at_equal_epochs_and_seeds(tables):
     def trial(name, seed, error, **others):
-        seconds = {"train_loss": [0.2, 0.1], "wall_seconds": 60.0, "symmetrized_validation_relative_l2": error / 2}
-        return row_of(name, seed, validation=100, finished=True, validation_relative_l2=error) | seconds | others
+        phases = [{"step_seconds": 9.0}, {"step_seconds": others.pop("step_seconds", 0.02)}]
+        more = {"train_loss": [0.2, 0.1], "batch_size": 20, "n_steps": 10, "phases": phases}
+        errors = {"validation_relative_l2": error, "symmetrized_validation_relative_l2": error / 2}
+        return row_of(name, seed, validation=100, finished=True) | more | errors | others
 
     base, other, tuned = "residual_1e-5", "residual_no_norm_1e-5", "residual_fine_tuned_1e-5"
-    single = "residual_single_step_1e-5"
+    plain, single = "residual_local_1e-5", "residual_single_step_1e-5"
     rows = [
         trial(base, 0, 0.10),
         trial(base, 1, 0.14),
-        trial(other, 0, 0.11, wall_seconds=90.0),
-        trial(tuned, 1, 0.07, epochs=100, epochs_of_first=400),
+        trial(other, 0, 0.11, step_seconds=0.015, batch_size=10),
+        trial(tuned, 1, 0.07, epochs=100, epochs_of_first=400, phases=[]),
         trial(other, 0, 0.3, epochs=50),
-        trial(base, 0, 0.9, commit="later", wall_seconds=20.0),
-        trial(single, 0, 0.12, commit="later", wall_seconds=10.0),
+        trial(base, 0, 0.9, commit="later", step_seconds=0.02),
+        trial(base, 0, 0.9, commit="later", step_seconds=0.04),
+        trial(plain, 0, 0.12, commit="later", step_seconds=0.01),
+        trial(single, 0, 0.12, n_steps=1),
         row_of(base, 0, done=30),
         row_of(other, 0, 0.2),
     ]
@@ -140,13 +144,26 @@ def test_changes_are_compared_at_equal_epochs_and_seeds(tables):
     _, held, tested, short = text.split(" epochs")
     assert "100 training trajectories held out for validation" in held
     assert "| nothing | 1,000 | 2 | 0.1200 |  | 0.0600 |  | 0.1000 |  |" in held
-    assert "| no normalisation | 1,000 | 1 | 0.1100 | +10.0 % | 0.0550 | +10.0 % | 0.1000 | 1.50 |" in held
-    assert "| 1,000 | 1 | 0.0700 | -50.0 % | 0.0350 | -50.0 % | 0.1000 | 1.00 |" in held
-    # one of a later version has its error against the first unchanged one, its time against that of its version
-    assert "| 1,000 | 1 | 0.1200 | +20.0 % | 0.0600 | +20.0 % | 0.1000 | 0.50 |" in held
+    assert "| no normalisation | 1,000 | 1 | 0.1100 | +10.0 % | 0.0550 | +10.0 % | 0.1000 | 1.5 |" in held
+    assert "| 1,000 | 1 | 0.0700 | -50.0 % | 0.0350 | -50.0 % | 0.1000 |  |" in held
+    # one of a later version has its error against the first unchanged one, its time against those of its version
+    assert "| 1,000 | 1 | 0.1200 | +20.0 % | 0.0600 | +20.0 % | 0.1000 | 0.3 |" in held
+    assert "| 1,000 | 1 | 0.1200 | +20.0 % | 0.0600 | +20.0 % | 0.1000 |  |" in held  # samples of other lengths
     assert "| no normalisation | 1,000 | 1 | 0.2000 |  |  |  |" in tested
-    assert "| no normalisation | 1,000 | 1 | 0.3000 |  | 0.1500 |  | 0.1000 |  |" in short
+    assert "| no normalisation | 1,000 | 1 | 0.3000 |  | 0.1500 |  | 0.1000 | 1.0 |" in short
     assert tables.ablation([row_of(base, 0, done=30)]) == ""
+
+
+def test_what_two_versions_trained_for_choices_stands_twice_and_what_one_did_not_finish_does_not(program):
+    kind = {"validation": 100, "finished": True, "wall_seconds": 60.0}
+    rows = [
+        row_of("residual_1e-5", **kind, validation_relative_l2=0.11),
+        row_of("residual_1e-5", **kind, validation_relative_l2=0.12, commit="later"),
+        row_of("residual_1e-5", done=30, validation=100, commit="earlier"),
+        row_of("residual_gated_1e-5", done=30, validation=100),
+    ]
+    lines = [line for line in program.table(rows).split("\n") if line.startswith("| residual")]
+    assert [line.split(" | ")[5] for line in lines] == ["0.1100", "0.1200", "not yet"]
 
 
 @pytest.mark.parametrize(

@@ -75,10 +75,17 @@ def test_rows_of_fewer_trajectories_stand_by_steps_and_by_epochs(monkeypatch):
         row_of("fno_100_1e-5", 0, 0.2),
         row_of("fno_1e-5", 0, 0.1),
         row_of("monarch_fno_300_1e-5", 0, 0.15, epochs=1667),
+        row_of("monarch_fno_1e-5", 0, 0.12),
+        row_of("one_step_no_norm_100_1e-5", 0, 0.4, epochs=300),
+        row_of("one_step_no_norm_300_1e-5", 0, 0.35, epochs=1000),
+        row_of("one_step_no_norm_1e-5", 0, 0.06, epochs=16),
+        row_of("one_step_no_norm_1e-5", 0, 0.05, epochs=300),
     ]
     monkeypatch.setattr(flow, "_rows", lambda: rows)
     text = flow.numbers_of_trajectories()
     assert "| FNO | as many steps | 0.3000 | not yet | 0.1000 (1 of 3 seeds) |" in text
     assert "| FNO | 500 epochs | 0.2000 | not yet | 0.1000 (1 of 3 seeds) |" in text
-    assert "| MonarchFNO | as many steps | not yet | 0.1500 | not yet |" in text
+    assert "| MonarchFNO | as many steps | not yet | 0.1500 | 0.1200 (1 of 3 seeds) |" in text
+    assert "no normalisation | as many steps | not yet | 0.3500 | 0.0500 |" in text
+    assert "no normalisation | 300 epochs | 0.4000 | not yet | 0.0500 |" in text
     assert "| MonarchFNO | 500 epochs" not in text

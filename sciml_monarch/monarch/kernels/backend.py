@@ -128,11 +128,16 @@ def exporting() -> bool:
     return torch.compiler._is_exporting_flag
 
 
-def autocast(x: Tensor) -> Tensor:
-    """Casts as autocast does, where it is on; float64 stays."""
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """What :func:`autocast` makes of a tensor's dtype."""
     kind = x.device.type
     wanted = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
-    return x.to(torch.get_autocast_dtype(kind)) if wanted else x
+    return torch.get_autocast_dtype(kind) if wanted else x.dtype
+
+
+def autocast(x: Tensor) -> Tensor:
+    """Casts as autocast does, where it is on; float64 stays."""
+    return x.to(autocast_dtype(x))
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

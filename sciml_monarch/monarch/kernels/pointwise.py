@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sciml_monarch.monarch.kernels.backend import backend, is_replayed, wants_triton
+from sciml_monarch.monarch.kernels.backend import autocast_dtype, backend, is_replayed, wants_triton
 
 MOST_CHANNELS = 128
 MOST_WEIGHTS = 64 * 128  # padded: what a multiprocessor holds next to a tile of fields
@@ -13,7 +13,6 @@ MOST_OUTPUTS = 16  # of a perceptron
 # what `auto` takes, timed on an H200 (results/speed_h200), channels padded but the last ones
 TIMED_PERCEPTRONS = ((32, 128, 1), (64, 128, 1))
 MOST_TIMED = 64  # channels of a linear map
-TIMED_DTYPES = (torch.float32, torch.bfloat16)
 LARGE = 2**26  # numbers of a field from which on the time counts that a GPU takes, not that to begin a kernel
 MOST_GATED = 64  # channels of a gated perceptron, padded: three matrices and three of their gradients
 
@@ -43,11 +42,11 @@ def gated_asked(x: Tensor) -> bool:
     """Whether kernels of gated perceptrons were asked for, or ``auto`` takes them, for which see :func:`linear_asked`.
 
     Args:
-        x: Fields ``(b, i, *grid)``.
+        x: Fields ``(b, i, *grid)``, before autocast.
     """
     if backend() != "auto":
         return backend() == "triton"
-    return _in_graph_or_large(x)
+    return _pays(x, autocast_dtype(x))
 
 
 def wants_gated(x: Tensor, up: Tensor, down: Tensor) -> bool:
@@ -61,14 +60,16 @@ def wants_gated(x: Tensor, up: Tensor, down: Tensor) -> bool:
     Raises:
         InputError: Kernels are asked for and cannot take ``x``.
     """
-    return gated_fits(up, down) and wants_triton(x, measured_faster=x.dtype in TIMED_DTYPES)
+    return gated_fits(up, down) and wants_triton(x, measured_faster=True)
 
 
 def linear_asked(x: Tensor, channels: Sequence[int]) -> bool:
     """Whether the kernel was asked for, or ``auto`` takes it.
 
-    The GPU takes less time for it at all sizes that were timed; the processor takes longer to begin it, so that outside
-    of a CUDA graph it is for fields as large as those for which convolutions take theirs.
+    In float32 the GPU takes less time for it at all sizes that were timed; the processor takes longer to begin it, so
+    that outside of a CUDA graph it is for fields as large as those for which convolutions take theirs. In bfloat16 it
+    takes between half of torch's time and 7% more, and is for CUDA graphs without a compiler, where whole training
+    steps were timed.
 
     Args:
         x: Fields ``(b, i, *grid)``.
@@ -76,13 +77,16 @@ def linear_asked(x: Tensor, channels: Sequence[int]) -> bool:
     """
     if backend() != "auto":
         return backend() == "triton"
-    if x.dtype not in TIMED_DTYPES or max(map(padded, channels)) > MOST_TIMED:
+    return max(map(padded, channels)) <= MOST_TIMED and _pays(x, x.dtype)
+
+
+def _pays(x: Tensor, dtype: torch.dtype) -> bool:
+    """What ``auto`` stands for, of kernels for fields ``x`` that are multiplied as ``dtype``."""
+    if not x.is_cuda or dtype not in (torch.float32, torch.bfloat16):
         return False
-    return _in_graph_or_large(x)
-
-
-def _in_graph_or_large(x: Tensor) -> bool:
-    return x.is_cuda and (is_replayed() or (not torch.compiler.is_compiling() and x.numel() >= LARGE))
+    if dtype == torch.bfloat16:
+        return is_replayed() and not torch.compiler.is_compiling()
+    return is_replayed() or (not torch.compiler.is_compiling() and x.numel() >= LARGE)
 
 
 def perceptron_asked(x: Tensor, w1: Tensor, w2: Tensor) -> bool:
@@ -90,8 +94,9 @@ def perceptron_asked(x: Tensor, w1: Tensor, w2: Tensor) -> bool:
     if backend() != "auto":
         return backend() == "triton"
     sizes = padded(w1.shape[1]), padded(w1.shape[0]), len(w2)
-    timed = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and is_replayed())
-    return x.is_cuda and timed and sizes in TIMED_PERCEPTRONS
+    if sizes not in TIMED_PERCEPTRONS:
+        return False
+    return _pays(x, x.dtype) or (x.is_cuda and x.dtype == torch.float32)  # which pay outside of graphs too
 
 
 def wants_linear(x: Tensor, weight: Tensor, was_asked: bool) -> bool:

@@ -25,7 +25,7 @@ from sciml_monarch.monarch.kernels.backend import (
 from sciml_monarch.monarch.kernels.spectral_layout import Activation, sizes
 from sciml_monarch.monarch.kernels.spectral_operators import OPERATORS, operations, plain_synthesis
 
-MOST_TIMED_BFLOAT16 = 2**24  # numbers of a field
+MOST_TIMED_BFLOAT16 = 50 * 48 * 64**2  # entries of a batch of fields
 
 
 def spectral_analysis(field: Tensor, matrices: Sequence[Tensor], source: Tensor | None = None) -> Tensor:
@@ -111,8 +111,9 @@ def _asked(like: Tensor, n_points: int | None = None) -> bool:
 def _pays(like: Tensor, n_points: int) -> bool:
     """What ``auto`` stands for, measured on an H200 (``results/speed_h200/``).
 
-    The GPU takes less time for the kernels at all sizes in float32, and in bfloat16 at those that were timed, as parts
-    of training steps in CUDA graphs without a compiler; the processor takes longer to begin them.
+    The GPU takes less time for the kernels at all sizes in float32; the processor takes longer to begin them. In
+    bfloat16 they were timed as parts of training steps at 64^2, in CUDA graphs without a compiler, in batches of up to
+    so many entries.
     """
     if backend() != "auto" or not like.is_cuda:
         return False

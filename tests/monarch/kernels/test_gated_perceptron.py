@@ -231,19 +231,22 @@ def test_what_does_not_fit_or_is_watched_goes_another_way_and_is_right(launches)
     assert launches == []
 
 
-def asked(points=4096, kind="cuda"):
+def asked(points=4096, kind="cuda", dtype=torch.float32):
     with FakeTensorMode():
-        return gated_asked(torch.empty(32, 32, points, device=kind))
+        return gated_asked(torch.empty(32, 32, points, device=kind, dtype=dtype))
 
 
 def test_auto_takes_them_where_they_were_timed(launches):
     with replayed():
         assert asked()
         assert not asked(kind="cpu")
+        assert asked(dtype=torch.bfloat16)
+        assert not asked(dtype=torch.float16)
         with use_backend("torch"):
             assert not asked()
     assert not asked()
     assert asked(points=2**16)
+    assert not asked(points=2**16, dtype=torch.bfloat16)
     assert not asked(points=2**16, kind="cpu")
     net, x, skip, _ = network(SHAPES[0])
     net(x, skip)

@@ -136,7 +136,7 @@ def asked(points=4096, width=32, outputs=32, kind="cuda", dtype=torch.float32):
         return linear_asked(torch.empty(16, width, points, device=kind, dtype=dtype), (outputs, width))
 
 
-def test_auto_takes_the_kernel_where_it_was_timed():
+def test_auto_takes_the_kernel_where_it_was_timed(monkeypatch):
     with replayed():
         assert asked()
         assert asked(width=12)
@@ -146,10 +146,15 @@ def test_auto_takes_the_kernel_where_it_was_timed():
         assert not asked(kind="cpu")
         assert asked(dtype=torch.bfloat16)
         assert not asked(dtype=torch.float16)
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.compiler, "is_compiling", lambda: True)
+            assert asked()
+            assert not asked(dtype=torch.bfloat16)
         with use_backend("torch"):
             assert not asked()
     assert not asked()
     assert asked(points=2**17)
+    assert not asked(points=2**17, dtype=torch.bfloat16)
     with use_backend("triton"):
         assert asked(kind="cpu")
 
