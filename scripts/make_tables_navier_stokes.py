@@ -41,6 +41,7 @@ STATE_OF_THE_ART = {  # rows to stand beside these
     "monarch_fno_symmetry_1e-5": TITLES["monarch_fno_symmetry_1e-5"],
     "one_step_gated_1e-5": TITLES["one_step_gated_1e-5"],
     "rolled_out_gated_1e-5": "the same, then on roll-outs",
+    "one_step_no_norm_1e-5": FEWER["one_step_no_norm"],
 }
 
 

@@ -21,7 +21,7 @@ def changes(base: str) -> dict[str, str]:
 
 
 def ablation(rows: list[Row]) -> str:
-    """Markdown: a table for each base and number of epochs, validated or tested; empty where no such row is finished.
+    """Markdown: a table for each base and number of epochs, validated or tested, where both it and a change are there.
 
     Errors are means over the seeds that a row and the unchanged one both have; of an unchanged row that was trained by
     several versions of the code the first counts. Times are those of a sample in the median epoch, and compared between
@@ -39,8 +39,11 @@ def ablation(rows: list[Row]) -> str:
     parts = []
     for base, what in BASES.items():
         own = [row for row in finished if row["row"] in changes(base)]
-        kinds = {(_epochs(row), row["validation"]) for row in own if row["row"] != base}  # a base alone shows no change
-        if kinds:
+        unchanged, changed = (
+            {(_epochs(row), row["validation"]) for row in own if (row["row"] == base) is is_base}
+            for is_base in (True, False)
+        )
+        if kinds := unchanged & changed:
             parts += [f"### One change a row, {what}"]
             parts += [_one(own, timed, base, *kind) for kind in sorted(kinds, reverse=True)]
     return "\n\n".join(parts)
